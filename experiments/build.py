@@ -1,0 +1,208 @@
+"""From a config to the library's objects. The only reader of most config keys."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from experiments.cli import UserError
+from vhp_jax import beta, networks, objectives, priors, training
+from vhp_jax.data import Dataset, pendulum
+from vhp_jax.model import VAE
+from vhp_jax.types import Params, PRNGKey, PyTree
+
+
+class Experiment(NamedTuple):
+    """Everything a run is made of, all of it static.
+
+    Attributes:
+      dataset: the three splits, NumPy.
+      model: the VAE.
+      objective: per-example terms.
+      beta_scheme: sets beta.
+      optimizers: of the two halves.
+      init_params: draws the parameters from a key.
+    """
+
+    dataset: Dataset
+    model: VAE
+    objective: objectives.Objective
+    beta_scheme: beta.BetaScheme
+    optimizers: training.OptimizerPair
+    init_params: Callable[[PRNGKey], Params]
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Builds the experiment that `config` describes.
+
+    Raises:
+      UserError: a value that no part of the library takes.
+      ValueError: a value that the library refuses.
+    """
+    check(config)
+    dataset = build_data(config.data)
+    model = build_model(config.model, dataset)
+    mean = dataset.train.examples.mean(axis=0, dtype=np.float64).astype(np.float32)
+    steps_per_epoch = len(dataset.train.examples) / config.train.batch_size
+
+    def init_params(key: PRNGKey) -> Params:
+        params = model.init(key, mean.shape)
+        if config.model.centre:
+            params = networks.centre(params, mean.reshape(-1))
+        return params
+
+    return Experiment(
+        dataset,
+        model,
+        build_objective(config.objective, model),
+        build_beta_scheme(config.beta, steps_per_epoch),
+        build_optimizers(config.train),
+        init_params,
+    )
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses counts that cannot work, before anything is computed."""
+    train = config.train
+    counts = {
+        "num_seeds": config.num_seeds,
+        "model.latent_dim": config.model.latent_dim,
+        "model.inner_dim": config.model.inner_dim,
+        "objective.num_samples": config.objective.num_samples,
+        "train.num_steps": train.num_steps,
+        "train.batch_size": train.batch_size,
+        "train.log_every": train.log_every,
+        "train.eval_every": train.eval_every,
+        "train.checkpoint_every": train.checkpoint_every,
+        "train.learning_rate": train.learning_rate,
+        "train.prior_learning_rate": train.prior_learning_rate,
+        "train.scale_learning_rate": train.scale_learning_rate,
+    }
+    for name, value in counts.items():
+        if not value > 0:
+            raise UserError(f"config.{name} must be positive, got {value}")
+    intervals = {
+        "num_steps": train.num_steps,
+        "eval_every": train.eval_every,
+        "checkpoint_every": train.checkpoint_every,
+    }
+    for name, value in intervals.items():
+        if value % train.log_every:
+            raise UserError(
+                f"config.train.{name} must be a multiple of log_every "
+                f"({train.log_every}), got {value}"
+            )
+    if train.num_steps * train.batch_size >= 2**31:
+        raise UserError(
+            f"num_steps * batch_size must stay below 2^31, got "
+            f"{train.num_steps} * {train.batch_size}"
+        )
+
+
+def build_data(config: ConfigDict) -> Dataset:
+    """Loads or generates the data set."""
+    options = {key: value for key, value in config.items() if key != "name"}
+    loaders = {"pendulum": pendulum.load}
+    return choose("data.name", config.name, loaders)(**options)
+
+
+def build_model(config: ConfigDict, dataset: Dataset) -> VAE:
+    """The networks of Table 3 around the chosen prior."""
+    features = math.prod(dataset.train.examples.shape[1:])
+    network = functools.partial(
+        networks.NormalMLP,
+        tuple(config.hidden),
+        initialisation=config.initialisation,
+    )
+    hierarchical = functools.partial(
+        priors.HierarchicalPrior,
+        encoder=network(
+            features=config.inner_dim, head_scale=config.prior_encoder_head_scale
+        ),
+        decoder=network(
+            features=config.latent_dim, head_scale=config.prior_decoder_head_scale
+        ),
+        inner_dim=config.inner_dim,
+    )
+    kinds: dict[str, Callable[..., priors.Prior]] = {
+        "vhp": hierarchical,
+        "standard_normal": priors.StandardNormal,
+    }
+    return VAE(
+        encoder=networks.Flat(
+            network(
+                features=config.latent_dim,
+                head_scale=config.encoder_head_scale,
+                scale_init=config.posterior_scale_init,
+            )
+        ),
+        decoder=networks.GaussianDecoder(
+            tuple(config.hidden),
+            features,
+            initialisation=config.initialisation,
+            head_scale=config.decoder_head_scale,
+            scale_init=config.decoder_scale_init,
+        ),
+        prior=choose("model.prior", config.prior, kinds)(latent_dim=config.latent_dim),
+    )
+
+
+def build_objective(config: ConfigDict, model: VAE) -> objectives.Objective:
+    """The VHP Lagrangian's terms or the IWAE bound's."""
+    makers = {
+        "vhp": objectives.make_vhp_objective,
+        "iwae": objectives.make_iwae_objective,
+    }
+    constraint = choose(
+        "objective.constraint", config.constraint, objectives.CONSTRAINTS
+    )
+    return choose("objective.name", config.name, makers)(
+        model, config.num_samples, constraint
+    )
+
+
+def build_beta_scheme(config: ConfigDict, steps_per_epoch: float) -> beta.BetaScheme:
+    """One of the schemes of `vhp_jax.beta`."""
+    common = {"kappa": config.kappa, "alpha": config.alpha}
+    rewo = {"nu": config.nu, "tau": config.tau, "beta_init": config.init}
+    warm_up_steps = max(1, round(config.warm_up_epochs * steps_per_epoch))
+    schemes: dict[str, Callable[[], beta.BetaScheme]] = {
+        "rewo": lambda: beta.rewo(**common, **rewo),
+        "rewo_alternative": lambda: beta.rewo_alternative(**common, **rewo),
+        "geco": lambda: beta.geco(**common, nu=config.nu, beta_init=config.init),
+        "warm_up": lambda: beta.warm_up(warm_up_steps, **common),
+        "constant": lambda: beta.constant(config.init, **common),
+    }
+    return choose("beta.scheme", config.scheme, schemes)()
+
+
+def build_optimizers(config: ConfigDict) -> training.OptimizerPair:
+    """Adam for both halves; the decoder's log-scale may have a rate of its own."""
+
+    def is_log_scale(params: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: jax.tree_util.keystr(path).endswith("['log_scale']"), params
+        )
+
+    ratio = config.scale_learning_rate / config.learning_rate
+    return training.OptimizerPair(
+        vae=optax.chain(
+            optax.adam(config.learning_rate),
+            optax.masked(optax.scale(ratio), is_log_scale),
+        ),
+        prior=optax.adam(config.prior_learning_rate),
+    )
+
+
+def choose(key: str, name: str, options: dict[str, Callable]) -> Callable:
+    """options[name], or a UserError that lists what there is."""
+    if name not in options:
+        raise UserError(
+            f"config.{key} must be one of {', '.join(sorted(options))}, got {name!r}"
+        )
+    return options[name]

@@ -1,0 +1,1 @@
+"""One module a result, each with a `get_config()`."""

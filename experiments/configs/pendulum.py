@@ -1,0 +1,72 @@
+"""Pendulum, VHP + REWO: the main job (Sec. 4.1, Table 1).
+
+Command:   python -m experiments.train --config=pendulum
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the whole configuration; every other config starts from it."""
+    config = ConfigDict()
+    config.seed = 1  # of initialisation, batches and noise; the data have their own
+    config.num_seeds = 1  # runs seed, seed + 1, ... at once
+
+    config.data = ConfigDict()
+    config.data.name = "pendulum"
+    config.data.seed = 0
+    config.data.num_train = 15_000
+    config.data.num_validation = 2_000
+    config.data.num_test = 2_000
+    config.data.noise = 0.015  # observation noise, standard deviation
+    config.data.rod_length = 4.0  # pixels, as the two widths
+    config.data.rod_width = 1.2
+    config.data.bob_width = 2.5
+    config.data.amplitude = 0.5
+
+    config.model = ConfigDict()
+    config.model.latent_dim = 2  # z
+    config.model.inner_dim = 2  # zeta
+    config.model.hidden = (256, 256, 256, 256)  # of all four networks
+    config.model.prior = "vhp"  # or standard_normal
+    config.model.initialisation = "looks_linear"  # or he
+    config.model.centre = True  # start encoder and decoder at the mean image
+    config.model.encoder_head_scale = 0.3
+    config.model.decoder_head_scale = 0.3
+    config.model.posterior_scale_init = 0.05  # of q(z|x)
+    config.model.decoder_scale_init = 1.0  # of p(x|z)
+    config.model.prior_encoder_head_scale = 0.5  # q(zeta|z)
+    config.model.prior_decoder_head_scale = 0.0  # p(z|zeta): N(0, I) at the start
+
+    config.objective = ConfigDict()
+    config.objective.name = "vhp"  # or iwae
+    config.objective.num_samples = 16  # K of zeta; S of (z, zeta) for iwae
+    config.objective.constraint = "mse_mean"  # or nll_mean
+
+    config.beta = ConfigDict()
+    config.beta.scheme = "rewo"  # rewo_alternative, geco, warm_up, constant
+    config.beta.kappa = 0.02
+    config.beta.nu = 5.0
+    config.beta.tau = 3.0
+    config.beta.alpha = 0.99
+    config.beta.init = 1e-2  # first beta; the value of `constant`
+    config.beta.warm_up_epochs = 20.0
+    config.beta.max_initial_steps = 20_000  # give up if kappa is not reached by then
+
+    config.train = ConfigDict()
+    config.train.num_steps = 6_000
+    config.train.batch_size = 64
+    config.train.learning_rate = 1e-4  # Adam, theta and phi
+    config.train.prior_learning_rate = 1e-4  # Adam, Theta and Phi
+    config.train.scale_learning_rate = 1e-3  # Adam, the decoder's log-scale
+    config.train.log_every = 100  # steps
+    config.train.eval_every = 1_000
+    config.train.checkpoint_every = 1_000
+    config.train.snapshot_steps = (500, 2_000, 4_000, 6_000)  # Fig. 2
+
+    config.graph = ConfigDict()
+    config.graph.num_nodes = 1_000
+    config.graph.num_neighbours = 18
+    config.graph.start_target = 0.0  # default end points: targets nearest to these
+    config.graph.end_target = 3.141592653589793
+    return config

@@ -1,0 +1,27 @@
+"""Pendulum with the settings the paper prints and plain choices where it is silent.
+
+Command:   python -m experiments.train --config=pendulum_paper
+Expected:  an uneven ring, 0.1 to 0.6 rad depending on the seed (docs/pendulum.md).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import pendulum
+
+
+def get_config() -> ConfigDict:
+    """Returns `pendulum` with He initialisation, a plain scale and long training."""
+    config = pendulum.get_config()
+    config.model.initialisation = "he"
+    config.model.centre = False
+    config.model.encoder_head_scale = 1.0
+    config.model.decoder_head_scale = 1.0
+    config.model.posterior_scale_init = 1.0
+    config.model.prior_encoder_head_scale = 1.0
+    config.model.prior_decoder_head_scale = 1.0
+    config.beta.init = 1e-3
+    config.train.batch_size = 128
+    config.train.scale_learning_rate = 1e-4
+    config.train.num_steps = 150_000
+    config.train.snapshot_steps = (400, 5_000, 27_500, 150_000)
+    return config

@@ -1,0 +1,587 @@
+"""A training run in its work directory: lock, config, metrics, checkpoints, summary.
+
+The directory is the run: whatever kills the process, the newest whole checkpoint and
+the lines of metrics.jsonl up to it are enough to go on to the same parameters.
+"""
+
+import fcntl
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import vhp_jax
+from experiments import build, cli
+from vhp_jax import evaluation, training
+from vhp_jax.checkpoints import Checkpointer
+from vhp_jax.training import StepMetrics, TrainState
+from vhp_jax.types import PyTree
+
+LINE_SECONDS = 5.0  # plain progress lines are at least this far apart
+PHASES = {True: "initial", False: "main"}
+
+
+class WorkDir:
+    """The files of one run; holds a lock while open.
+
+    Attributes:
+      path: the directory.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+
+    def __enter__(self) -> "WorkDir":
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise cli.UserError(f"{self.path} is not a directory") from None
+        self._lock = (self.path / ".lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            raise cli.UserError(
+                f"{self.path} is held by a live process (pid {holder}); wait for it or "
+                "choose another --workdir"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.close()  # the kernel drops the lock, also on SIGKILL
+
+    def claim(self, config: ConfigDict) -> None:
+        """Writes config.json, or refuses a directory that holds another config."""
+        wanted = json.loads(config.to_json())
+        path = self.path / "config.json"
+        if not path.exists():
+            if (self.path / "checkpoints").exists():
+                raise cli.UserError(f"{path} is missing beside checkpoints/")
+            write_json(path, wanted)
+            return
+        seen = read_json(path)
+        for key in sorted(_flat(seen) | _flat(wanted)):
+            here, there = _flat(wanted).get(key), _flat(seen).get(key)
+            if here != there:
+                raise cli.UserError(
+                    f"{self.path} holds a run of another config: {key} is {there!r} "
+                    f"there and {here!r} here; choose another --workdir"
+                )
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Whole lines of metrics.jsonl; a line cut off by a kill is left out."""
+        path = self.path / "metrics.jsonl"
+        lines = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    lines.append(json.loads(line))
+                except json.JSONDecodeError:
+                    continue
+        return lines
+
+    def append_metrics(self, *lines: dict[str, Any]) -> None:
+        """Adds lines to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
+        """Drops the lines after `step`, which will be computed again."""
+        lines = [line for line in self.metrics() if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_text(self.path / "metrics.jsonl", text)
+        return lines
+
+    def save_snapshot(self, step: int, **arrays: np.ndarray) -> None:
+        """Writes snapshots/step_N.npz."""
+        folder = self.path / "snapshots"
+        folder.mkdir(exist_ok=True)
+        temporary = folder / f".step_{step:08d}.npz"
+        np.savez(temporary, **arrays)
+        temporary.replace(folder / f"step_{step:08d}.npz")
+
+    def snapshots(self) -> dict[int, dict[str, np.ndarray]]:
+        """All snapshots by step."""
+        found = {}
+        for path in sorted((self.path / "snapshots").glob("step_*.npz")):
+            with np.load(path) as arrays:
+                found[int(path.stem.removeprefix("step_"))] = dict(arrays)
+        return found
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replaces a JSON file in one step; floats that are not finite become null."""
+    write_text(path, json.dumps(_jsonable(value), indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON; UserError names a file that is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise cli.UserError(f"{path} does not exist") from None
+    except json.JSONDecodeError as error:
+        raise cli.UserError(f"{path} is not JSON: {error}") from None
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+class Run:
+    """A built experiment, its state and its work directory.
+
+    Attributes:
+      config: the resolved config.
+      experiment: the objects built from it.
+      seeds: one per member.
+      state: the TrainState; with several seeds its leaves have a leading seed axis.
+    """
+
+    def __init__(self, config: ConfigDict):
+        self.config = config
+        self.experiment = build.build(config)
+        self.seeds = list(range(config.seed, config.seed + config.num_seeds))
+
+    def initial_state(self) -> TrainState:
+        """A fresh state, stacked over seeds if there are several."""
+
+        def init(key: jax.Array) -> TrainState:
+            return training.init_state(
+                key,
+                self.experiment.init_params,
+                self.experiment.optimizers,
+                self.experiment.beta_scheme,
+            )
+
+        keys = [jax.random.key(seed) for seed in self.seeds]
+        if len(keys) == 1:
+            return jax.jit(init)(keys[0])
+        # One by one, so that each member is the one that its seed gives alone.
+        members = [jax.jit(init)(key) for key in keys]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+
+    def members(self, tree: PyTree) -> Iterator[PyTree]:
+        """The tree of each seed."""
+        if len(self.seeds) == 1:
+            yield tree
+        else:
+            for index in range(len(self.seeds)):
+                yield jax.tree.map(lambda leaf, i=index: leaf[i], tree)
+
+
+def restore(workdir: str | os.PathLike[str]) -> tuple[Run, TrainState, int]:
+    """Rebuilds a run and its newest whole checkpoint.
+
+    Raises:
+      UserError: there is no run or no checkpoint in `workdir`.
+    """
+    path = Path(workdir)
+    run = Run(ConfigDict(read_json(path / "config.json")))
+    like = jax.eval_shape(run.initial_state)
+    with Checkpointer(path / "checkpoints") as checkpointer:
+        found = checkpointer.restore_latest(like)
+    if found is None:
+        raise cli.UserError(f"{path} holds no checkpoint yet")
+    step, state = found
+    return run, state, step
+
+
+def banner(run_source: str, workdir: Path) -> str:
+    """First line of every command: device, data source, work directory."""
+    device = jax.devices()[0]
+    kind = "" if device.platform == "cpu" else f" {device.device_kind}"
+    return (
+        f"device: {jax.device_count()} x {device.platform}{kind} | "
+        f"data: {run_source} | work directory: {workdir}"
+    )
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | os.PathLike[str],
+    max_minutes: float = math.inf,
+) -> dict[str, Any] | None:
+    """Trains, or goes on training, in `workdir`.
+
+    Args:
+      config: the resolved config.
+      workdir: directory of the run.
+      max_minutes: stop cleanly with a checkpoint after this long.
+
+    Returns:
+      The summary, or None if `max_minutes` ran out first.
+
+    Raises:
+      UserError: the directory, the config or the numbers do not allow it.
+      InterruptedRunError: a signal came; the state is in a checkpoint.
+    """
+    start = time.monotonic()
+    with cli.StopSignal() as stop, WorkDir(workdir) as directory:
+        run = Run(config)
+        directory.claim(config)
+        dataset = run.experiment.dataset
+        print(banner(f"{dataset.name} ({dataset.source})", directory.path), flush=True)
+        done = directory.path / "summary.json"
+        if done.exists() and (summary := read_json(done))["completed"]:
+            print(f"already complete at step {summary['step']}: {done}")
+            return summary
+        with Checkpointer(directory.path / "checkpoints") as checkpointer:
+            trainer = _Trainer(run, directory, checkpointer, start)
+            finished = trainer.run(stop, start + 60.0 * max_minutes)
+        if stop.signum is not None:
+            raise cli.InterruptedRunError(stop.signum)
+        return trainer.finish() if finished else None
+
+
+class _Trainer:
+    """The loop of one run; split by what each part touches."""
+
+    def __init__(
+        self, run: Run, directory: WorkDir, checkpointer: Checkpointer, start: float
+    ):
+        self.run_ = run
+        self.directory = directory
+        self.checkpointer = checkpointer
+        self.start = start
+        self.earlier_seconds = 0.0
+        self.smallest_constraint = math.inf
+        self.state = self._resume_or_start()
+        self.loop = training.jit_train_loop(
+            training.make_train_loop(
+                training.make_train_step(
+                    run.experiment.objective,
+                    run.experiment.beta_scheme,
+                    run.experiment.optimizers,
+                ),
+                run.config.train.batch_size,
+            ),
+            num_seeds=len(run.seeds),
+        )
+        self.step = int(np.max(np.asarray(self.state.step)))
+        self.saved_step = self.step
+
+    def _resume_or_start(self) -> TrainState:
+        state = self.run_.initial_state()
+        found = self.checkpointer.restore_latest(state)
+        if found is None:
+            self.directory.rewind_metrics(0)
+            return state
+        step, state = found
+        lines = self.directory.rewind_metrics(step)
+        trained = [line for line in lines if "split" not in line]
+        if trained:
+            self.earlier_seconds = trained[-1]["wall_seconds"]
+            self.smallest_constraint = min(line["constraint"] for line in trained)
+        print(f"resuming at step {step} of {self.run_.config.train.num_steps}")
+        return state
+
+    def seconds(self) -> float:
+        """Wall-clock seconds of this run, earlier parts included."""
+        return self.earlier_seconds + time.monotonic() - self.start
+
+    def run(self, stop: cli.StopSignal, deadline: float) -> bool:
+        """Trains to the end (True), or to the deadline or signal (False)."""
+        config = self.run_.config.train
+        data = jnp.asarray(self.run_.experiment.dataset.train.examples)
+        with Progress(config.num_steps, self.step) as progress:
+            while self.step < config.num_steps:
+                if stop.signum is not None or time.monotonic() >= deadline:
+                    self.save()
+                    progress.note(f"stopped at step {self.step}, checkpoint written")
+                    return False
+                length = min(config.log_every, config.num_steps - self.step)
+                began = time.monotonic()
+                self.state, metrics = self.loop(self.state, data, num_steps=length)
+                metrics = jax.tree.map(np.asarray, metrics)
+                self.step += length
+                self._check_finite(metrics)
+                lines = self._log(metrics, length, time.monotonic() - began)
+                progress.update(self.step, lines[0])
+                self._check_constraint(metrics)
+                if self.step % config.eval_every == 0:
+                    self.validate(progress)
+                if self.step in config.snapshot_steps:
+                    self.snapshot()
+                if self.step % config.checkpoint_every == 0:
+                    self.save()
+            self.save()
+        return True
+
+    def _log(
+        self, metrics: StepMetrics, length: int, seconds: float
+    ) -> list[dict[str, Any]]:
+        lines = []
+        kappa_squared = self.run_.config.beta.kappa**2
+        for seed, member in zip(
+            self.run_.seeds, self.run_.members(metrics), strict=True
+        ):
+            line: dict[str, Any] = {
+                "step": self.step,
+                "loss": float(member.loss.mean()),
+                "distortion": float(member.distortion.mean()),
+                "rate": float(member.rate.mean()),
+                "constraint": float(member.constraint[-1]),
+                "kappa_squared": kappa_squared,
+                "beta": float(member.beta[-1]),
+                "initial_phase": bool(member.initial_phase[-1]),
+                "examples_per_second": length
+                * self.run_.config.train.batch_size
+                / seconds,
+                "wall_seconds": self.seconds(),
+            }
+            if len(self.run_.seeds) > 1:
+                line["seed"] = seed
+            lines.append(line)
+        self.directory.append_metrics(*lines)
+        return lines
+
+    def _check_finite(self, metrics: StepMetrics) -> None:
+        """Stops at the first step whose numbers are not finite, naming the place."""
+        values = np.stack([metrics.distortion, metrics.rate, metrics.constraint])
+        values = values.reshape(3, -1, values.shape[-1])  # [term, seed, step]
+        finite = np.isfinite(values)
+        if finite.all():
+            return
+        offset = int(np.argmin(finite.all(axis=(0, 1))))
+        step = self.step - values.shape[-1] + offset + 1
+        names = np.array(["distortion", "rate", "constraint"])
+        terms = ", ".join(names[~finite[:, :, offset].all(axis=1)])
+        groups = [
+            name
+            for name, tree in self.state.params._asdict().items()
+            if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+        ]
+        raise cli.UserError(
+            f"not finite at step {step}: {terms}; parameters not finite after it: "
+            f"{', '.join(groups) or 'none'}; the checkpoint of step "
+            f"{self.saved_step} stays; try a smaller learning rate"
+        )
+
+    def _check_constraint(self, metrics: StepMetrics) -> None:
+        """Gives up where kappa is out of reach."""
+        config = self.run_.config.beta
+        self.smallest_constraint = min(
+            self.smallest_constraint, float(metrics.constraint.min())
+        )
+        waiting = bool(np.any(metrics.initial_phase[..., -1]))
+        if waiting and self.step >= config.max_initial_steps:
+            self.save()
+            raise cli.UserError(
+                f"kappa^2 = {config.kappa**2:g} not reached in {self.step} steps: the "
+                f"smallest C_hat was {self.smallest_constraint:.3g}; try "
+                f"kappa >= {1.1 * math.sqrt(self.smallest_constraint):.2g}, a smaller "
+                "beta.init, wider networks, or more steps (beta.max_initial_steps)"
+            )
+
+    def save(self) -> None:
+        """Writes a checkpoint of the current step."""
+        if self.step not in self.checkpointer.steps():
+            self.checkpointer.save(self.step, self.state)
+        self.saved_step = self.step
+
+    def validate(self, progress: "Progress") -> None:
+        """Adds a validation line per seed."""
+        experiment = self.run_.experiment
+        split = experiment.dataset.validation
+        for seed, params in zip(
+            self.run_.seeds, self.run_.members(self.state.params), strict=True
+        ):
+            key = jax.random.key(self.run_.config.data.seed)
+            measured = evaluation.rate_distortion(
+                experiment.objective, params, key, split.examples
+            )
+            line: dict[str, Any] = {
+                "step": self.step,
+                "split": "validation",
+                "seed": seed,
+                "distortion": measured.distortion,
+                "rate": measured.rate,
+                "constraint": measured.constraint,
+            }
+            if (
+                experiment.dataset.target_kind == "angle"
+                and experiment.model.latent_dim == 2
+            ):
+                codes = evaluation.encode_dataset(
+                    experiment.model, params, split.examples
+                )
+                line["ols_error"] = evaluation.regress_angle(
+                    codes.mean, split.targets
+                ).error
+            self.directory.append_metrics(line)
+            angle = (
+                f", OLS error {line['ols_error']:.4f} rad"
+                if "ols_error" in line
+                else ""
+            )
+            progress.note(
+                f"step {self.step} validation: distortion {measured.distortion:.2f}, "
+                f"rate {measured.rate:.3f}{angle}"
+            )
+
+    def snapshot(self) -> None:
+        """Keeps posterior and prior of this step for Fig. 2."""
+        experiment = self.run_.experiment
+        split = experiment.dataset.validation
+        parts = []
+        for params in self.run_.members(self.state.params):
+            codes = evaluation.encode_dataset(experiment.model, params, split.examples)
+            samples = experiment.model.prior.sample(
+                params, jax.random.key(self.step), len(split.examples)
+            )
+            parts.append((codes.mean, codes.scale, np.asarray(samples)))
+        mean, scale, samples = (np.stack(part) for part in zip(*parts, strict=True))
+        self.directory.save_snapshot(
+            self.step,
+            posterior_mean=mean,
+            posterior_scale=scale,
+            prior_samples=samples,
+            targets=split.targets,
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Draws the figures and writes summary.json, last of all."""
+        from experiments import figures
+
+        for name, figure in figures.training_figures(
+            self.run_, self.directory, self.state
+        ):
+            figures.save(figure, self.directory.path / "figures" / f"{name}.png")
+        lines = self.directory.metrics()
+        seconds = self.seconds()
+        config = self.run_.config.train
+        num_parameters = sum(
+            leaf.size
+            for leaf in jax.tree.leaves(next(self.run_.members(self.state.params)))
+        )
+        summary = {
+            "completed": True,
+            "step": self.step,
+            "final_metrics": [line for line in lines if line["step"] == self.step],
+            "parameters": num_parameters,
+            "seed": self.run_.config.seed,
+            "num_seeds": self.run_.config.num_seeds,
+            "versions": versions(),
+            "git_revision": git_revision(),
+            "device": str(jax.devices()[0].device_kind),
+            "wall_seconds": seconds,
+            "examples_per_second": self.step * config.batch_size / seconds,
+        }
+        write_json(self.directory.path / "summary.json", summary)
+        print(f"done: step {self.step} in {seconds:.0f} s, see {self.directory.path}")
+        return summary
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, total: int, initial: int):
+        self._total, self._initial = total, initial
+        self._last = -math.inf
+        self._began = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> "Progress":
+        if sys.stdout.isatty():
+            self._bar = tqdm(
+                total=self._total, initial=self._initial, file=sys.stdout, unit="step"
+            )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, step: int, line: dict[str, Any]) -> None:
+        """Shows one log interval."""
+        text = (
+            f"loss {line['loss']:.3f}, C_hat {line['constraint']:.3g} "
+            f"(kappa^2 {line['kappa_squared']:.3g}), beta {line['beta']:.3g}, "
+            f"{PHASES[line['initial_phase']]} phase"
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._last >= LINE_SECONDS or step == self._total:
+            left = (now - self._began) * (self._total - step) / (step - self._initial)
+            print(f"step {step}/{self._total}: {text}, {left:.0f} s left", flush=True)
+            self._last = now
+
+    def note(self, text: str) -> None:
+        """Prints a line of its own."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+        else:
+            print(text, flush=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    from importlib import metadata
+
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    found = {name: metadata.version(name) for name in packages}
+    return found | {"python": platform.python_version(), "vhp_jax": vhp_jax.__version__}
+
+
+def git_revision() -> str | None:
+    """Commit of the working tree, with "+changes" if it is not clean; None without."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no").strip()
+        return git("rev-parse", "HEAD").strip() + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,34 @@
+"""Trains a VAE with a learned prior; goes on where an earlier run stopped.
+
+    python -m experiments.train --config=pendulum
+    python -m experiments.train --config=pendulum --config.beta.scheme=geco \
+        --workdir=runs/pendulum_geco --max_minutes=10
+
+Writes config.json, metrics.jsonl, checkpoints/, snapshots/, figures/ and, last of all,
+summary.json into the work directory.
+"""
+
+import math
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import cli, runs
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("config", "pendulum", "Name of a config, see below.")
+flags.DEFINE_string("workdir", None, "Directory of the run; runs/CONFIG if not given.")
+flags.DEFINE_float(
+    "max_minutes", math.inf, "Stop cleanly with a checkpoint after so many minutes."
+)
+
+
+def main(config: ConfigDict) -> None:
+    """Trains as the flags say."""
+    if not FLAGS.max_minutes > 0:
+        raise cli.UsageError(f"--max_minutes must be positive, got {FLAGS.max_minutes}")
+    runs.train(config, FLAGS.workdir or f"runs/{FLAGS.config}", FLAGS.max_minutes)
+
+
+if __name__ == "__main__":
+    cli.Command(__doc__, main, takes_config=True).run()

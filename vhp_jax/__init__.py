@@ -1,0 +1,23 @@
+"""Learning Hierarchical Priors in VAEs (Klushyn et al., 2019): VHP and REWO in JAX."""
+
+from vhp_jax import beta, distributions, evaluation, graph, networks, objectives, priors
+from vhp_jax.model import VAE
+from vhp_jax.training import TrainState, init_state, jit_train_loop, make_train_step
+from vhp_jax.types import Params
+
+__all__ = [
+    "VAE",
+    "Params",
+    "TrainState",
+    "beta",
+    "distributions",
+    "evaluation",
+    "graph",
+    "init_state",
+    "jit_train_loop",
+    "make_train_step",
+    "networks",
+    "objectives",
+    "priors",
+]
+__version__ = "0.1.0"

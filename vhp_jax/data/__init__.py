@@ -1,0 +1,5 @@
+"""Data sets, one module each. NumPy out; nothing is downloaded on import."""
+
+from vhp_jax.data.base import DataError, Dataset, Split
+
+__all__ = ["DataError", "Dataset", "Split"]

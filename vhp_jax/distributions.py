@@ -1,0 +1,75 @@
+"""Log-densities and reparameterised draws.
+
+Every distribution is a NamedTuple of arrays whose last axis is the event axis. A
+log-density sums over that axis and keeps the others; nothing here averages.
+"""
+
+import math
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vhp_jax.types import PRNGKey
+
+_LOG_2PI = math.log(2.0 * math.pi)
+
+
+class Likelihood(Protocol):
+    """What a decoder returns: p(x|z) for a batch of z."""
+
+    @property
+    def mean(self) -> Float[Array, "*batch D"]:
+        """Expected value of x, in the units of the data."""
+
+    def log_prob(self, value: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+        """Log-density in nats, summed over the last axis."""
+
+
+class DiagonalNormal(NamedTuple):
+    """Normal distribution with a diagonal covariance.
+
+    Attributes:
+      mean: float32 [*batch, D].
+      log_scale: float32 [*batch, D], or a scalar for one scale shared by all entries
+        (the Gaussian decoder with a learned global scale).
+    """
+
+    mean: Float[Array, "*batch D"]
+    log_scale: Float[Array, "*batch D"] | Float[Array, ""]
+
+    @property
+    def scale(self) -> Float[Array, "*batch D"] | Float[Array, ""]:
+        """Standard deviation, float32, shaped as `log_scale`."""
+        return jnp.exp(self.log_scale)
+
+    def log_prob(self, value: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+        """Log-density of `value` in nats, summed over the last axis."""
+        standardised = (value - self.mean) * jnp.exp(-self.log_scale)
+        constant = _LOG_2PI + 2.0 * self.log_scale
+        return -0.5 * jnp.sum(jnp.square(standardised) + constant, axis=-1)
+
+    def sample(self, key: PRNGKey) -> Float[Array, "*batch D"]:
+        """One reparameterised draw per batch entry."""
+        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self.mean + self.scale * noise
+
+    def sample_many(self, key: PRNGKey, num_samples: int) -> Float[Array, "K *batch D"]:
+        """`num_samples` independent reparameterised draws on a new leading axis."""
+        shape = (num_samples, *self.mean.shape)
+        noise = jax.random.normal(key, shape, self.mean.dtype)
+        return jax.vmap(lambda eps: self.mean + self.scale * eps)(noise)
+
+
+def standard_normal_log_prob(value: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+    """Log-density of N(0, I) in nats, summed over the last axis."""
+    return -0.5 * jnp.sum(jnp.square(value) + _LOG_2PI, axis=-1)
+
+
+def kl_to_standard_normal(
+    mean: Float[Array, "*batch D"], log_scale: Float[Array, "*batch D"]
+) -> Float[Array, "*batch D"]:
+    """KL(N(mean, scale^2) || N(0, 1)) in nats, one value per dimension (not summed)."""
+    second_moment = jnp.square(mean) + jnp.exp(2.0 * log_scale)
+    return 0.5 * (second_moment - 1.0) - log_scale

@@ -1,0 +1,438 @@
+"""Measures of a trained model: likelihood, rate and distortion, active units, angles.
+
+Everything heavy is one compiled program per batch of examples; everything returned is
+NumPy.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, Key
+
+from vhp_jax.distributions import kl_to_standard_normal
+from vhp_jax.model import VAE
+from vhp_jax.objectives import Objective, joint_samples
+from vhp_jax.priors import HierarchicalPrior
+from vhp_jax.types import Examples, Params, PerExample, PRNGKey
+
+
+class Encodings(NamedTuple):
+    """Posterior of z for every example.
+
+    Attributes:
+      mean: float32 [N, D].
+      scale: float32 [N, D], standard deviations.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+
+def _batches(x: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches of one shape (the last one padded) with their counts."""
+    for start in range(0, len(x), batch_size):
+        batch = np.asarray(x[start : start + batch_size])
+        count = len(batch)
+        if count < batch_size:
+            padding = np.repeat(batch[:1], batch_size - count, axis=0)
+            batch = np.concatenate([batch, padding])
+        yield batch, count
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(model: VAE, params: Params, x: Examples) -> tuple[Array, Array]:
+    q_z = model.encode(params, x)
+    return q_z.mean, q_z.scale
+
+
+def encode_dataset(
+    model: VAE, params: Params, x: np.ndarray, batch_size: int = 1000
+) -> Encodings:
+    """Means and standard deviations of q(z|x), float32 [N, D] each."""
+    parts = []
+    for batch, count in _batches(x, min(batch_size, len(x))):
+        mean, scale = _encode(model, params, batch)
+        parts.append((np.asarray(mean)[:count], np.asarray(scale)[:count]))
+    return Encodings(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+class RateDistortion(NamedTuple):
+    """Means over a data set, with the standard errors of those means.
+
+    Attributes:
+      distortion: -log p(x|z), nats per example.
+      distortion_stderr: its standard error.
+      rate: F of Eq. 9, nats per example.
+      rate_stderr: its standard error.
+      constraint: mean of C.
+    """
+
+    distortion: float
+    distortion_stderr: float
+    rate: float
+    rate_stderr: float
+    constraint: float
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _terms(objective: Objective, params: Params, key: PRNGKey, x: Examples) -> Array:
+    return jnp.stack(objective(params, key, x))
+
+
+def rate_distortion(
+    objective: Objective,
+    params: Params,
+    key: PRNGKey,
+    x: np.ndarray,
+    batch_size: int = 500,
+) -> RateDistortion:
+    """Rate, distortion and constraint with one z per example.
+
+    Args:
+      objective: the training objective (or another one) of the model.
+      params: its parameters.
+      key: PRNG key, folded in with the batch number.
+      x: float32 [N, *example].
+      batch_size: examples per compiled call.
+    """
+    parts = [
+        np.asarray(_terms(objective, params, jax.random.fold_in(key, index), batch))[
+            :, :count
+        ]
+        for index, (batch, count) in enumerate(_batches(x, min(batch_size, len(x))))
+    ]
+    terms = np.concatenate(parts, axis=1).astype(np.float64)  # [3, N]
+    mean = terms.mean(axis=1)
+    stderr = terms.std(axis=1, ddof=1) / math.sqrt(terms.shape[1])
+    return RateDistortion(mean[0], stderr[0], mean[1], stderr[1], mean[2])
+
+
+class ActiveUnits(NamedTuple):
+    """How many latent dimensions carry information.
+
+    Attributes:
+      variance: float64 [D], Var_x(E[z_j|x]); a unit is active above `threshold`.
+      kl: float64 [D], E_x KL(q(zeta_j|x) || N(0, 1)) in nats: App. D.2. For a prior
+        without zeta, the same of z.
+      num_active: units of z with a variance above the threshold.
+      threshold: 0.01 as in Burda et al. (2015).
+    """
+
+    variance: np.ndarray
+    kl: np.ndarray
+    num_active: int
+    threshold: float
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _inner_kl(
+    model: VAE, params: Params, key: PRNGKey, x: Examples
+) -> Float[Array, "B D"]:
+    q_z = model.encode(params, x)
+    if isinstance(model.prior, HierarchicalPrior):
+        q_zeta = model.prior.posterior(params, q_z.sample(key))
+        return kl_to_standard_normal(q_zeta.mean, jnp.asarray(q_zeta.log_scale))
+    return kl_to_standard_normal(q_z.mean, jnp.asarray(q_z.log_scale))
+
+
+def active_units(
+    model: VAE,
+    params: Params,
+    key: PRNGKey,
+    x: np.ndarray,
+    batch_size: int = 1000,
+    threshold: float = 0.01,
+) -> ActiveUnits:
+    """Active units of z by variance, and KL of each inner latent: App. D.2."""
+    variance = encode_dataset(model, params, x, batch_size).mean.astype(np.float64)
+    variance = variance.var(axis=0)
+    kl = np.concatenate(
+        [
+            np.asarray(_inner_kl(model, params, jax.random.fold_in(key, i), batch))[:n]
+            for i, (batch, n) in enumerate(_batches(x, min(batch_size, len(x))))
+        ]
+    ).astype(np.float64)
+    return ActiveUnits(
+        variance, kl.mean(axis=0), int((variance > threshold).sum()), threshold
+    )
+
+
+# --- The angle of the pendulum -------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class RingRegression:
+    """OLS regression of the true angle on the polar angle of the encodings.
+
+    Attributes:
+      error: mean absolute residual in radians over the whole circle (Table 1).
+      centre: float64 [D], centre of the least-squares circle.
+      radius: its radius.
+      slope: radians of true angle per radian of polar angle; +-1 for a closed ring.
+      intercept: radians.
+      polar: float64 [N], unwrapped polar angle in the order of the input.
+      fitted: float64 [N], slope * polar + intercept.
+      winding: turns of the encodings about the centre in one turn of the pendulum;
+        +-1 for a ring that closes once.
+      largest_gap: largest distance between neighbours on the ring over the mean one.
+      crossings: number of times the closed curve of encodings crosses itself.
+    """
+
+    error: float
+    centre: np.ndarray
+    radius: float
+    slope: float
+    intercept: float
+    polar: np.ndarray
+    fitted: np.ndarray
+    winding: float
+    largest_gap: float
+    crossings: int
+
+
+def fit_circle(points: np.ndarray) -> tuple[np.ndarray, float]:
+    """Least-squares circle through points [N, 2] (Kasa): |p|^2 = 2 c.p + (r^2 - |c|^2).
+
+    Linear, hence unique, and not biased by an uneven density along the ring.
+    """
+    points = np.asarray(points, np.float64)
+    design = np.column_stack([2.0 * points, np.ones(len(points))])
+    solution, *_ = np.linalg.lstsq(design, np.square(points).sum(axis=1), rcond=None)
+    centre = solution[:2]
+    return centre, math.sqrt(max(solution[2] + centre @ centre, 0.0))
+
+
+def regress_angle(encodings: np.ndarray, angles: np.ndarray) -> RingRegression:
+    """Table 1: how well the polar angle of a 2-d encoding predicts the true angle.
+
+    The encodings are put in the order of the true angle, their polar angle about the
+    centre of the least-squares circle is unwrapped along that order, and the true angle
+    is regressed on it with slope and intercept free, so that the orientation and the
+    starting point of the ring do not matter.
+
+    Args:
+      encodings: [N, 2] posterior means.
+      angles: [N] true joint angles in [0, 2 pi).
+
+    Raises:
+      ValueError: shapes do not fit or encodings are not finite.
+    """
+    encodings = np.asarray(encodings, np.float64)
+    angles = np.asarray(angles, np.float64)
+    if encodings.ndim != 2 or encodings.shape[1] != 2:
+        raise ValueError(f"encodings must have shape [N, 2], got {encodings.shape}")
+    if angles.shape != encodings.shape[:1]:
+        raise ValueError(
+            f"angles must have shape {encodings.shape[:1]}, got {angles.shape}"
+        )
+    if not np.isfinite(encodings).all():
+        index = int(np.argmin(np.isfinite(encodings).all(axis=1)))
+        raise ValueError(f"encodings must be finite, row {index} is {encodings[index]}")
+    order = np.argsort(angles, kind="stable")
+    ring, angle = encodings[order], angles[order]
+    centre, radius = fit_circle(ring)
+    polar = np.unwrap(np.arctan2(*(ring - centre).T[::-1]))
+    design = np.column_stack([polar, np.ones_like(polar)])
+    (slope, intercept), *_ = np.linalg.lstsq(design, angle, rcond=None)
+    fitted = design @ np.array([slope, intercept])
+    closing = (polar[0] - polar[-1] + math.pi) % (2.0 * math.pi) - math.pi
+    steps = np.linalg.norm(np.diff(ring, axis=0, append=ring[:1]), axis=1)
+    inverse = np.argsort(order, kind="stable")
+    return RingRegression(
+        error=float(np.abs(angle - fitted).mean()),
+        centre=centre,
+        radius=radius,
+        slope=float(slope),
+        intercept=float(intercept),
+        polar=polar[inverse],
+        fitted=fitted[inverse],
+        winding=float((polar[-1] - polar[0] + closing) / (2.0 * math.pi)),
+        largest_gap=float(steps.max() / max(steps.mean(), np.finfo(float).tiny)),
+        crossings=count_crossings(ring[:: max(1, len(ring) // 400)]),
+    )
+
+
+def count_crossings(polygon: np.ndarray) -> int:
+    """Times the closed polygon through `polygon` [N, 2] crosses itself."""
+    start, end = polygon, np.roll(polygon, -1, axis=0)
+    side = end - start
+
+    def orientation(points: np.ndarray) -> np.ndarray:
+        """Sign of each point against each side, [side, point]."""
+        offset = points[None] - start[:, None]
+        return np.sign(
+            side[:, None, 0] * offset[..., 1] - side[:, None, 1] * offset[..., 0]
+        )
+
+    apart = orientation(start) * orientation(end) < 0  # [i, j]: i's line splits j
+    crossing = apart & apart.T
+    return int(np.triu(crossing, 2).sum())
+
+
+# --- Importance-sampled log-likelihood -----------------------------------------------
+
+
+class LogLikelihood(NamedTuple):
+    """Importance-sampled log p(x) of each example, with its diagnostics.
+
+    Attributes:
+      log_likelihood: float64 [N], nats; in expectation a lower bound.
+      effective_sample_size: float64 [N], (sum w)^2 / sum w^2, between 1 and S.
+      pareto_k: float64 [N], shape of the tail of the weights (Vehtari et al., 2024);
+        above 0.7 the estimate is not to be trusted.
+      num_samples: S.
+    """
+
+    log_likelihood: np.ndarray
+    effective_sample_size: np.ndarray
+    pareto_k: np.ndarray
+    num_samples: int
+
+
+class _WeightSums(NamedTuple):
+    """Streamed log sum w, log sum w^2 and the largest weights."""
+
+    log_sum: PerExample
+    log_sum_squares: PerExample
+    largest: Float[Array, "B M"]
+
+
+def tail_size(num_samples: int) -> int:
+    """Number of largest weights in the Pareto fit: min(S / 5, 3 sqrt(S))."""
+    return max(1, min(num_samples // 5, math.ceil(3.0 * math.sqrt(num_samples))))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_samples", "chunk_size"))
+def _weight_sums(
+    model: VAE,
+    params: Params,
+    keys: Key[Array, "B"],
+    x: Examples,
+    num_samples: int,
+    chunk_size: int,
+) -> _WeightSums:
+    """Streams `num_samples` joint weights of a batch through a scan."""
+    batch = x.shape[0]
+    kept = tail_size(num_samples) + 1  # the one below the tail is the cut-off
+    pixels = x.reshape(batch, -1)
+    q_z = model.encode(params, x)  # once for all samples
+
+    def absorb(sums: _WeightSums, samples: Int[Array, "S"]) -> _WeightSums:
+        # A key for each pair (example, sample): the draws do not depend on how
+        # examples are batched nor on how samples are chunked.
+        sample_keys = jax.vmap(
+            lambda sample: jax.vmap(lambda key: jax.random.fold_in(key, sample))(keys)
+        )(samples)
+        log_w = joint_samples(model, params, sample_keys, q_z, pixels).log_weight
+        candidates = jnp.concatenate([sums.largest, log_w.T], axis=1)
+        return _WeightSums(
+            jnp.logaddexp(sums.log_sum, jax.nn.logsumexp(log_w, axis=0)),
+            jnp.logaddexp(sums.log_sum_squares, jax.nn.logsumexp(2.0 * log_w, axis=0)),
+            lax.top_k(candidates, kept)[0],
+        )
+
+    empty = jnp.full((batch,), -jnp.inf)
+    sums = _WeightSums(empty, empty, jnp.full((batch, kept), -jnp.inf))
+    num_chunks, rest = divmod(num_samples, chunk_size)
+    chunks = jnp.arange(num_chunks * chunk_size).reshape(num_chunks, chunk_size)
+    sums, _ = lax.scan(lambda sums, chunk: (absorb(sums, chunk), None), sums, chunks)
+    if rest:
+        sums = absorb(sums, jnp.arange(num_chunks * chunk_size, num_samples))
+    return sums
+
+
+def log_likelihood(
+    model: VAE,
+    params: Params,
+    key: PRNGKey,
+    x: np.ndarray,
+    num_samples: int = 5000,
+    batch_size: int = 100,
+    chunk_size: int = 100,
+    progress: Callable[[int], None] = lambda done: None,
+) -> LogLikelihood:
+    """Log p(x) = log E_q[w] estimated with S joint samples per example (Table 2).
+
+    Each example is encoded once; samples are drawn on the device in chunks, weighed,
+    and streamed into a log-sum-exp, in float32 and at the highest matrix-product
+    precision. Memory does not grow with S nor with N; one host sync a batch.
+
+    Args:
+      model: the VAE.
+      params: its parameters.
+      key: PRNG key; example i uses fold_in(key, i).
+      x: float32 [N, *example].
+      num_samples: S.
+      batch_size: examples per compiled call.
+      chunk_size: samples per example and step of the inner scan.
+      progress: called with the number of examples done, after each batch.
+
+    Raises:
+      ValueError: x holds a value that is not finite (the first example is named).
+    """
+    finite = np.isfinite(x.reshape(len(x), -1)).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"x must be finite, example {int(np.argmin(finite))} is not")
+    batch_size, chunk_size = min(batch_size, len(x)), min(chunk_size, num_samples)
+    fold = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
+    parts = []
+    done = 0
+    for batch, count in _batches(x, batch_size):
+        keys = fold(key, jnp.arange(done, done + batch_size))
+        with jax.default_matmul_precision("highest"):
+            sums = _weight_sums(model, params, keys, batch, num_samples, chunk_size)
+        parts.append([np.asarray(field, np.float64)[:count] for field in sums])
+        done += count
+        progress(done)
+    log_sum, log_sum_squares, largest = (
+        np.concatenate(field) for field in zip(*parts, strict=True)
+    )
+    return LogLikelihood(
+        log_sum - math.log(num_samples),
+        np.exp(2.0 * log_sum - log_sum_squares),
+        pareto_k(largest),
+        num_samples,
+    )
+
+
+def pareto_k(largest: np.ndarray) -> np.ndarray:
+    """Shape of the generalised Pareto tail of importance weights.
+
+    The estimator of Zhang & Stephens (2009) on the weights above a cut-off, shrunk to
+    0.5 as if by ten more observations, as in PSIS (Vehtari et al., 2024, App. C).
+
+    Args:
+      largest: float64 [N, M + 1], largest log-weights in descending order; the last one
+        is the cut-off.
+
+    Returns:
+      float64 [N]; nan where the tail has fewer than 5 weights or no spread.
+    """
+    num_tail = largest.shape[1] - 1
+    if num_tail < 5:
+        return np.full(len(largest), np.nan)
+    weights = np.exp(largest - largest[:, :1])
+    excess = (weights[:, :-1] - weights[:, -1:])[:, ::-1]  # ascending, [N, M]
+    spread = excess[:, -1] > 0.0
+    excess = np.where(spread[:, None], excess, np.linspace(0.1, 1.0, num_tail))
+    # Profile posterior over b = k / sigma on a grid spread by quantiles of the data.
+    grid = 30 + int(math.sqrt(num_tail))
+    quartile = excess[:, int(num_tail / 4 + 0.5) - 1, None]
+    quartile = np.maximum(quartile, np.finfo(float).tiny)
+    spacing = 1.0 - np.sqrt(grid / (np.arange(1, grid + 1) - 0.5))
+    b = spacing / (3.0 * quartile) + 1.0 / excess[:, -1:]  # [N, grid]
+    k = np.log1p(-b[:, :, None] * excess[:, None, :]).mean(axis=2)
+    profile = num_tail * (np.log(-b / k) - k - 1.0)
+    posterior = np.exp(profile - profile.max(axis=1, keepdims=True))
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    b_mean = (b * posterior).sum(axis=1)
+    shape = np.log1p(-b_mean[:, None] * excess).mean(axis=1)
+    shape = (num_tail * shape + 10.0 * 0.5) / (num_tail + 10.0)
+    return np.where(spread, shape, np.nan)

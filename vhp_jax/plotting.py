@@ -1,0 +1,856 @@
+"""Figures of the paper, drawn from plain numpy arrays.
+
+Each `plot_*` function returns a new `matplotlib.figure.Figure`; `save_figure` writes
+it. No display, no pyplot, no state between calls: the same arrays give the same
+picture whatever the user's matplotlib settings are. Colours stay apart under the
+common colour-vision deficiencies.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple, ParamSpec
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import (
+    CenteredNorm,
+    Colormap,
+    LinearSegmentedColormap,
+    ListedColormap,
+    LogNorm,
+)
+from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+_P = ParamSpec("_P")
+_Floats = NDArray[np.float64]
+
+# Okabe and Ito's palette, its yellow (too pale on white) left out.
+_BLUE, _RED, _GREEN = "#0072B2", "#D55E00", "#009E73"
+_PALETTE = (_BLUE, _RED, _GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#7A4B9A", "#555555")
+_PATHS = ("#D7191C", "#111111", "#E69F00", "#7A1F3D")  # Fig. 6: red, black, ...
+_MARK = "#D7191C"
+_PHASE_1 = "#E8E8E8"
+
+_STYLE = {
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.labelsize": 9.0,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": "#444444",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.use_mathtext": True,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "legend.fontsize": 8.0,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "figure.titlesize": 12.0,
+    "image.interpolation": "nearest",
+    "savefig.dpi": 160,
+}
+
+
+class Snapshot(NamedTuple):
+    """The latent space at one training step, for `plot_snapshots`.
+
+    Attributes:
+        step: training step.
+        posterior_mean: [N, 2], means of q(z|x_n).
+        posterior_scale: [N, 2], standard deviations of q(z|x_n).
+        prior_samples: [M, 2], z ~ p(z).
+        color: [N], angles in radians or class labels.
+    """
+
+    step: int
+    posterior_mean: ArrayLike
+    posterior_scale: ArrayLike
+    prior_samples: ArrayLike
+    color: ArrayLike
+
+
+class GraphPanel(NamedTuple):
+    """One neighbour graph, for `plot_latent_graphs`.
+
+    Attributes:
+        title: usually the method.
+        nodes: [N, 2].
+        edges: int [E, 2], pairs of nodes.
+        weights: [E], the edges' lengths.
+        paths: interpolations to draw on top, each [L, 2].
+    """
+
+    title: str
+    nodes: ArrayLike
+    edges: ArrayLike
+    weights: ArrayLike
+    paths: Sequence[ArrayLike]
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Replaces the user's settings by this module's for a while."""
+    with matplotlib.style.context(["default", _STYLE]):
+        yield
+
+
+def _styled(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
+    """Runs a plot function under `_style`."""
+
+    @functools.wraps(plot)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
+        with _style():
+            return plot(*args, **kwargs)
+
+    return wrapper
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a PNG whole or not at all, creating its folder where needed.
+
+    Args:
+        figure: to be written.
+        path: file name; a file of that name is replaced at once when the new one is
+            complete.
+
+    Raises:
+        OSError: the folder or file cannot be written; an old file stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with _style():
+            # No version of matplotlib in the file: equal pictures are equal bytes.
+            figure.savefig(temporary, format="png", metadata={"Software": None})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@_styled
+def plot_beta_surfaces(
+    surfaces: Mapping[str, ArrayLike], beta: ArrayLike, delta: ArrayLike
+) -> Figure:
+    """Draws beta updates as functions of beta and C_hat - kappa^2 (Figs. 1, 11).
+
+    The paper draws 3-d surfaces; heat maps with contour lines show the sign and the
+    zero line, which are what the schemes differ in, without hiding any part.
+
+    Args:
+        surfaces: for each scheme (a panel each) beta_t - beta_{t-1}, [P, Q].
+        beta: beta_{t-1}, [Q], increasing.
+        delta: C_hat_t - kappa^2, [P], increasing.
+
+    Returns:
+        The figure. Colours are centred at zero and shared by the panels; the zero
+        line is thick.
+
+    Raises:
+        ValueError: there is no surface or its shape is not [P, Q].
+    """
+    beta, delta = _array("beta", beta, 1), _array("delta", delta, 1)
+    updates = {name: _array(name, surface, 2) for name, surface in surfaces.items()}
+    _want_some("surfaces", updates)
+    for name, update in updates.items():
+        if update.shape != (len(delta), len(beta)):
+            raise ValueError(
+                f"{name} has shape {update.shape}; wanted [P, Q] = "
+                f"{(len(delta), len(beta))}"
+            )
+    largest = max(np.abs(update).max() for update in updates.values())
+    levels = MaxNLocator(16, symmetric=True).tick_values(-largest, largest)
+
+    figure = Figure(figsize=(3.7 * len(updates) + 0.8, 3.7), layout="constrained")
+    panels = figure.subplots(1, len(updates), sharex=True, sharey=True, squeeze=False)
+    for ax, (name, update) in zip(panels[0], updates.items(), strict=True):
+        mesh = ax.pcolormesh(
+            beta,
+            delta,
+            update,
+            cmap="RdBu_r",
+            norm=CenteredNorm(0.0, largest or 1.0),
+            shading="gouraud",
+        )
+        # Of the sides of zero only those that occur have lines to draw.
+        inside = (levels > update.min()) & (levels < update.max())
+        lines = ax.contour(
+            beta,
+            delta,
+            update,
+            levels=levels[inside & (levels != 0)],
+            colors="#333333",
+            linewidths=0.6,
+        )
+        ax.clabel(lines, fontsize=7, fmt="%g")
+        if update.min() < 0 < update.max():
+            ax.contour(beta, delta, update, levels=[0.0], colors="k", linewidths=1.8)
+        ax.set(title=name, xlabel=r"$\beta_{t-1}$")
+    panels[0, 0].set_ylabel(r"$\hat{C}_t - \kappa^2$")
+    bar = figure.colorbar(mesh, ax=panels, pad=0.02, aspect=25)
+    bar.set_label(r"$\Delta\beta_t = \beta_t - \beta_{t-1}$")
+    bar.outline.set_visible(False)
+    return figure
+
+
+@_styled
+def plot_snapshots(
+    snapshots: Sequence[Snapshot],
+    curve: tuple[ArrayLike, ArrayLike],
+    title: str = "",
+    *,
+    color_by: Literal["angle", "class"] = "angle",
+    phase_end: int | None = None,
+) -> Figure:
+    """Draws the latent space over training beside the beta curve (Figs. 2, 12-18).
+
+    Columns are training steps. Rows: posterior means coloured by `Snapshot.color`;
+    the same in grey by the posterior's scale sigma (mean over the two latents),
+    relative to its mean over the data, so that a shade other than the middle one
+    tells of an uneven share in the ELBO; samples of the prior. A column's rows share
+    their limits.
+
+    Args:
+        snapshots: in the order of the columns.
+        curve: (steps [T], beta [T]), drawn at the right; red lines mark the
+            snapshots' steps.
+        title: of the whole figure.
+        color_by: "angle" (radians; cyclic colours and a wheel as key) or "class".
+        phase_end: step at which the initial phase ended (Alg. 1), shaded up to there.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: no snapshots, or arrays of the wrong shape.
+    """
+    _want_some("snapshots", snapshots)
+    steps, beta = _array("steps", curve[0], 1), _array("beta", curve[1], 1)
+    columns = len(snapshots)
+    # Set out in inches: equal panels, whatever stands around them.
+    width, height = 1.75 * columns + 4.1, 5.7
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(title, y=1 - 0.1 / height, va="top")
+    rows = {"bottom": 0.5 / height, "top": 1 - 0.65 / height}
+    panels_end = (0.65 + 1.75 * columns) / width
+    panels = figure.add_gridspec(
+        3, columns, left=0.65 / width, right=panels_end, **rows, wspace=0.3, hspace=0.2
+    )
+    beside = {"left": panels_end + 0.6 / width, "right": 1 - 0.15 / width}
+    side = figure.add_gridspec(3, 1, **beside, **rows, hspace=0.6)
+
+    labels = np.unique(np.concatenate([np.asarray(s.color) for s in snapshots]))
+    grey_norm = LogNorm(0.5, 2.0, clip=True)
+    for column, snapshot in enumerate(snapshots):
+        mean = _points("posterior_mean", snapshot.posterior_mean)
+        prior = _points("prior_samples", snapshot.prior_samples)
+        scale = _points("posterior_scale", snapshot.posterior_scale).mean(axis=1)
+        color = np.asarray(snapshot.color)
+        if not len(mean) == len(scale) == len(color):
+            raise ValueError(
+                f"snapshot of step {snapshot.step} has {len(mean)} means, "
+                f"{len(scale)} scales, {len(color)} colours; wanted as many of each"
+            )
+        if color_by == "angle":
+            colors = _cyclic_map()(np.mod(color, 2 * np.pi) / (2 * np.pi))
+        else:
+            colors = _class_map(len(labels))(np.searchsorted(labels, color))
+        axes = [figure.add_subplot(panels[row, column]) for row in range(3)]
+        x, y = mean.T
+        grey = scale / scale.mean()
+        axes[0].scatter(x, y, 2.5, colors, linewidths=0)
+        axes[1].scatter(x, y, 2.5, grey, cmap=_greys(), norm=grey_norm, linewidths=0)
+        x, y = prior.T
+        axes[2].scatter(x, y, 2.5, "#3A3A3A", linewidths=0, alpha=0.6)
+
+        axes[0].set_title(f"step {snapshot.step:,}")
+        axes[1].set_title(
+            rf"$\bar{{\sigma}}$ {scale.mean():.2g}, var {scale.var():.1e}", fontsize=7
+        )
+        for ax in axes:
+            _square(ax, np.concatenate([mean, prior]))
+            ax.tick_params(labelsize=6, length=2, pad=1.5, labelbottom=ax is axes[2])
+        if column == 0:
+            names = ("posterior mean", "posterior scale", "prior samples")
+            for ax, name in zip(axes, names, strict=True):
+                ax.set_ylabel(name)
+                ax.yaxis.set_label_coords(-0.24, 0.5)
+
+    _draw_beta(figure, side[:2], steps, beta, snapshots, phase_end)
+    keys = side[2].subgridspec(1, 3, width_ratios=[1.0, 0.07, 0.15], wspace=0.2)
+    if color_by == "angle":
+        _draw_wheel(figure, keys[0])
+    else:
+        _draw_class_key(figure, keys[0], labels)
+    bar_ax = figure.add_subplot(keys[1])
+    bar = figure.colorbar(
+        matplotlib.cm.ScalarMappable(grey_norm, _greys()), cax=bar_ax, extend="both"
+    )
+    bar.set_label(r"$\sigma\,/\,\bar{\sigma}$", fontsize=8)
+    bar_ax.yaxis.set_major_locator(FixedLocator([0.5, 1.0, 2.0]))
+    bar_ax.yaxis.set_major_formatter(FixedFormatter(["½", "1", "2"]))
+    bar_ax.yaxis.set_minor_locator(FixedLocator([]))
+    return figure
+
+
+@_styled
+def plot_latent_graphs(panels: Sequence[GraphPanel]) -> Figure:
+    """Draws neighbour graphs with the shortest paths (Figs. 3, 6).
+
+    Args:
+        panels: one graph each. Each has a colour scale of its own, as latent spaces
+            have no common unit.
+
+    Returns:
+        The figure: edges in blue, the longer the darker; paths on top, red first.
+
+    Raises:
+        ValueError: no panels, or arrays of the wrong shape.
+    """
+    _want_some("panels", panels)
+    blues = _part_of("Blues", 0.25, 1.0)
+    figure = Figure(figsize=(3.3 * len(panels), 3.9), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, panel in zip(axes, panels, strict=True):
+        nodes = _points("nodes", panel.nodes)
+        weights = _array("weights", panel.weights, 1)
+        order = np.argsort(weights, kind="stable")[::-1]  # short edges on top
+        edges = np.asarray(panel.edges)[order]  # [E, 2]
+        lines = LineCollection(
+            list(nodes[edges]), array=weights[order], cmap=blues, linewidths=0.5
+        )
+        ax.add_collection(lines)
+        x, y = nodes.T
+        ax.scatter(x, y, 2, "#08306B", linewidths=0, zorder=2)
+        for index, path in enumerate(panel.paths):
+            points = _points("path", path)
+            color = _PATHS[index % len(_PATHS)]
+            ax.plot(*points.T, color=color, linewidth=1.8, zorder=3)
+            ax.plot(*points[[0, -1]].T, "o", color=color, markersize=5, zorder=4)
+        _square(ax, np.concatenate([nodes, *map(np.asarray, panel.paths)]))
+        ax.set_title(panel.title)
+        bar = figure.colorbar(
+            lines, ax=ax, orientation="horizontal", pad=0.03, aspect=30, shrink=0.8
+        )
+        bar.set_label("edge length")
+        bar.outline.set_visible(False)
+        bar.locator = MaxNLocator(4)
+    return figure
+
+
+@_styled
+def plot_strips(
+    strips: Mapping[str, ArrayLike],
+    jumps: Mapping[str, ArrayLike],
+    *,
+    max_frames: int = 16,
+) -> Figure:
+    """Draws decoded interpolations, discontinuities boxed in blue (Figs. 4, 7, 19).
+
+    Args:
+        strips: for each method (a row each) its images in path order, [L, H, W] in
+            [0, 1].
+        jumps: for each method bool [L - 1], True where frame l + 1 is a jump away
+            from frame l; a method left out has none.
+        max_frames: a longer path is thinned out evenly to that many, yet both sides
+            of every jump are kept, beyond `max_frames` if there are so many. The
+            row's heading says how many are shown.
+
+    Returns:
+        The figure. A box encloses both sides of a jump; jumps that follow each other
+        share one.
+
+    Raises:
+        ValueError: no strips, arrays of the wrong shape, or jumps of an unknown
+            method.
+    """
+    _want_some("strips", strips)
+    if unknown := sorted(set(jumps) - set(strips)):
+        raise ValueError(f"jumps has {unknown}; strips has only {sorted(strips)}")
+    rows = []
+    for name, frames in strips.items():
+        images = _array(name, frames, 3)
+        marked = np.asarray(jumps.get(name, np.zeros(len(images) - 1)), bool)
+        if marked.shape != (len(images) - 1,):
+            raise ValueError(
+                f"jumps of {name} has shape {marked.shape}; wanted "
+                f"({len(images) - 1},), one less than its frames"
+            )
+        rows.append((name, images, marked, _choose_frames(marked, max_frames)))
+    widest = max(len(chosen) for *_, chosen in rows)
+
+    figure = Figure(figsize=(0.55 * widest + 0.3, 0.85 * len(rows)))
+    figure.set_layout_engine("constrained", h_pad=0.04, hspace=0.04)
+    axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for ax, (name, images, marked, chosen) in zip(axes, rows, strict=True):
+        height, width = images.shape[1:]
+        gap = max(1, width // 8)
+        pitch = width + gap
+        for place, frame in enumerate(images[chosen]):
+            left = place * pitch
+            ax.imshow(
+                frame,
+                cmap="gray",
+                vmin=0.0,
+                vmax=1.0,
+                extent=(left, left + width, height, 0),
+            )
+        for first, last in _runs(marked):
+            left, right = np.searchsorted(chosen, [first, last + 1]) * pitch
+            ax.add_patch(
+                Rectangle(
+                    (left - gap / 2, -gap / 2),
+                    right - left + width + gap,
+                    height + gap,
+                    fill=False,
+                    edgecolor=_BLUE,
+                    linewidth=2.0,
+                )
+            )
+        ax.set(xlim=(-gap, widest * pitch), ylim=(height + gap, -gap))
+        ax.set_axis_off()
+        shown = f"{len(chosen)} of {len(images)} frames"
+        ax.set_title(name, loc="left", pad=2)
+        ax.set_title(shown, loc="right", pad=2, fontsize=7, color="#666666")
+    return figure
+
+
+@_styled
+def plot_regression(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    errors: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draws the true joint angle against the fitted one, whole circle (App. B.2).
+
+    Args:
+        curves: for each method (a panel each) the true angle [N] in radians and the
+            regression's prediction from the polar angle of the posterior mean [N].
+            A prediction is known up to whole turns and drawn in the turn next to the
+            truth.
+        errors: mean absolute errors in radians, for the titles.
+
+    Returns:
+        The figure; the dashed line is the ground truth.
+
+    Raises:
+        ValueError: no curves, or arrays of the wrong shape.
+    """
+    _want_some("curves", curves)
+    turn = 2 * np.pi
+    fits = {}
+    for name, curve in curves.items():
+        angle, fitted = _pair(name, curve)
+        fits[name] = angle, fitted + turn * np.round((angle - fitted) / turn)
+    low = min(0.0, *(fitted.min() for _, fitted in fits.values())) - 0.2
+    high = max(turn, *(fitted.max() for _, fitted in fits.values())) + 0.2
+
+    columns = min(len(fits), 3)
+    rows = -(-len(fits) // columns)
+    figure = Figure(
+        figsize=(2.3 * columns + 0.5, (2.1 * (high - low) / turn + 0.5) * rows + 0.3),
+        layout="constrained",
+    )
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for ax in panels.flat[len(fits) :]:
+        ax.remove()
+    for index, (ax, (name, (angle, fitted))) in enumerate(
+        zip(panels.flat, fits.items(), strict=False)
+    ):
+        ax.scatter(angle, fitted, s=2.5, color=_BLUE, linewidths=0, alpha=0.5)
+        ax.plot([0, turn], [0, turn], "--", color="k", linewidth=1.0)
+        ax.set(xlim=(-0.2, turn + 0.2), ylim=(low, high), aspect="equal")
+        _ticks_in_pi(ax, [0, 0.5, 1, 1.5, 2])
+        error = f" ({errors[name]:.3f} rad)" if errors and name in errors else ""
+        ax.set_title(name + error, fontsize=9)
+        ax.tick_params(labelbottom=index + columns >= len(fits))
+        if index + columns >= len(fits):
+            ax.set_xlabel("true angle")
+        if index % columns == 0:
+            ax.set_ylabel("fitted angle")
+    return figure
+
+
+@_styled
+def plot_quarter_circle(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    errors: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draws the joint angle against arcsin(z_2 / r) on a quarter circle (Fig. 15).
+
+    Args:
+        curves: for each method the joint angle [N] in [0, pi / 2] and arcsin(z_2 / r)
+            [N], both in radians. The dots are the data, the line their mean in each
+            of 30 equal intervals of the angle.
+        errors: mean absolute errors in radians, for the legend.
+
+    Returns:
+        The figure; the dashed line is the ground truth.
+
+    Raises:
+        ValueError: no curves, or arrays of the wrong shape.
+    """
+    _want_some("curves", curves)
+    figure = Figure(figsize=(6.4, 3.9), layout="constrained")
+    ax = figure.add_subplot()
+    quarter = np.pi / 2
+    bins = 30
+    for index, (name, curve) in enumerate(curves.items()):
+        angle, fitted = _pair(name, curve)
+        color = _PALETTE[index % len(_PALETTE)]
+        where = np.clip((angle / quarter * bins).astype(int), 0, bins - 1)  # [N]
+        count = np.bincount(where, minlength=bins)
+        filled = count > 0
+        x, y = (
+            np.bincount(where, values, bins)[filled] / count[filled]
+            for values in (angle, fitted)
+        )
+        error = f" ({errors[name]:.3f} rad)" if errors and name in errors else ""
+        ax.scatter(angle, fitted, s=3, color=color, linewidths=0, alpha=0.25)
+        ax.plot(x, y, color=color, label=name + error)
+    ax.plot([0, quarter], [0, quarter], "--", color="k", lw=1.2, label="ground truth")
+    ax.set(xlim=(0, quarter), aspect="equal", xlabel="joint angle")
+    ax.set_ylabel(r"$\arcsin(z_2\,/\,r)$")
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, -quarter), min(high, 1.02 * quarter))
+    _ticks_in_pi(ax, [0, 0.125, 0.25, 0.375, 0.5])
+    ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return figure
+
+
+@_styled
+def plot_history(metrics: Mapping[str, ArrayLike], title: str = "") -> Figure:
+    """Draws the course of training: distortion, rate, constraint, beta.
+
+    Args:
+        metrics: columns of `metrics.jsonl`, each [T]: `step` and at least one of
+            `distortion`, `rate` (nats per example), `constraint` (with
+            `kappa_squared`), `beta`; `initial_phase` (bool) shades the first phase.
+            A panel for each that is there; other names are left alone.
+        title: of the whole figure.
+
+    Returns:
+        The figure. Axes of distortion and rate show the bulk of the values: a burst
+        at the start may leave them.
+
+    Raises:
+        ValueError: `step` or all of the curves are missing, or lengths differ.
+    """
+    columns = {
+        name: _array(name, metrics[name], 1)
+        for name in ("step", "kappa_squared", "initial_phase", *_HISTORY)
+        if name in metrics
+    }
+    names = [name for name in _HISTORY if name in columns]
+    if "step" not in columns or not names:
+        raise ValueError(
+            f"metrics has {sorted(metrics)}; wanted step and some of {list(_HISTORY)}"
+        )
+    step = columns["step"]
+    for name, values in columns.items():
+        if len(values) != len(step):
+            raise ValueError(
+                f"{name} has {len(values)} values; wanted {len(step)} as step has"
+            )
+
+    width = 2 if len(names) == 4 else len(names)
+    height = -(-len(names) // width)
+    figure = Figure(figsize=(3.6 * width, 2.4 * height + 0.3), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(height, width, sharex=True, squeeze=False)
+    for ax in panels.flat[len(names) :]:
+        ax.remove()
+    for index, (ax, name) in enumerate(zip(panels.flat, names, strict=False)):
+        ax.plot(step, columns[name], color=_BLUE, linewidth=1.2)
+        ax.set_title(_HISTORY[name])
+        if name in ("distortion", "rate"):
+            ax.set_ylim(*_bulk(columns[name]))
+        elif name == "constraint":
+            ax.set_yscale("log")
+            if "kappa_squared" in columns:
+                kappa = columns["kappa_squared"]
+                ax.plot(step, kappa, "--", color=_MARK, lw=1.2, label=r"$\kappa^2$")
+                ax.legend()
+        elif name == "beta":
+            ax.set_ylim(0.0, 1.05 * max(1.0, columns[name].max()))
+        _shade_phase(ax, step[0], _phase_end(columns))
+        ax.tick_params(labelbottom=True)
+        _count_axis(ax)
+        if index + width >= len(names):
+            ax.set_xlabel("step")
+    return figure
+
+
+@_styled
+def plot_image_grid(images: ArrayLike, title: str = "") -> Figure:
+    """Draws images in a near-square grid, row by row.
+
+    Args:
+        images: [N, H, W] in [0, 1].
+        title: of the whole figure.
+
+    Returns:
+        The figure; its single image has the tiles, a white line between them.
+
+    Raises:
+        ValueError: no images or not [N, H, W].
+    """
+    images = _array("images", images, 3)
+    _want_some("images", images)
+    num, height, width = images.shape
+    columns = int(np.ceil(np.sqrt(num)))
+    rows = -(-num // columns)
+    gap = max(1, width // 16)
+    tiles = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap))
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        top, left = row * (height + gap), column * (width + gap)
+        tiles[top : top + height, left : left + width] = image
+    size = 5.0
+    figure = Figure(
+        figsize=(size, size * tiles.shape[0] / tiles.shape[1] + 0.3 * bool(title)),
+        layout="constrained",
+    )
+    ax = figure.add_subplot()
+    ax.imshow(tiles, cmap="gray", vmin=0.0, vmax=1.0)
+    ax.set_axis_off()
+    ax.set_title(title)
+    return figure
+
+
+_HISTORY = {
+    "distortion": "distortion [nats]",
+    "rate": "rate [nats]",
+    "constraint": r"constraint $\hat{C}$",
+    "beta": r"$\beta$",
+}
+
+
+def _draw_beta(
+    figure: Figure,
+    place: SubplotSpec,
+    steps: _Floats,
+    beta: _Floats,
+    snapshots: Sequence[Snapshot],
+    phase_end: int | None,
+) -> None:
+    """Draws the curve at the right of Fig. 2."""
+    ax = figure.add_subplot(place)
+    ax.plot(steps, beta, color=_BLUE)
+    for snapshot in snapshots:
+        ax.axvline(snapshot.step, color=_MARK, linewidth=1.0, zorder=1)
+    marks = [snapshot.step for snapshot in snapshots if snapshot.step > 0]
+    positive = steps > 0
+    if marks and positive.any() and max(marks) > 50 * min(marks):
+        ax.set_xscale("log")
+        first, last = min(*marks, steps[positive].min()), max(*marks, steps.max())
+        ax.set_xlim(0.9 * first, 1.1 * last)
+    else:
+        _count_axis(ax)
+    ax.set_ylim(0.0, 1.05 * max(1.0, beta.max()))
+    ax.set_title(r"$\beta$", loc="left")
+    ax.set_xlabel("step")
+    handles = [Line2D([], [], color=_MARK, linewidth=1.0, label="snapshots")]
+    if phase_end is not None:
+        _shade_phase(ax, ax.get_xlim()[0], phase_end)
+        handles += [Line2D([], [], color=_PHASE_1, linewidth=6.0, label="phase 1")]
+    ax.legend(
+        handles=handles,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        borderaxespad=0.2,
+        ncols=2,
+        fontsize=7,
+        handlelength=1.2,
+        columnspacing=1.0,
+    )
+
+
+def _draw_wheel(figure: Figure, place: SubplotSpec) -> None:
+    """Draws the key of the cyclic colours."""
+    ax = figure.add_subplot(place, projection="polar")
+    angle = np.linspace(0, 2 * np.pi, 181)
+    middle = (angle[:-1] + angle[1:]) / 2
+    ax.pcolormesh(
+        angle, [0.6, 1.0], middle[None], cmap=_cyclic_map(), vmin=0, vmax=2 * np.pi
+    )
+    ax.set(ylim=(0, 1), yticks=[], xticks=np.arange(4) * np.pi / 2)
+    ax.set_xticklabels(["0", "π/2", "π", "3π/2"])
+    ax.tick_params(pad=-2, labelsize=7)
+    ax.grid(visible=False)
+    ax.spines["polar"].set_visible(False)
+    ax.text(0, 0, "angle", ha="center", va="center", fontsize=8)
+
+
+def _draw_class_key(figure: Figure, place: SubplotSpec, labels: NDArray) -> None:
+    """Draws the key of the classes' colours."""
+    ax = figure.add_subplot(place)
+    ax.set_axis_off()
+    colors = _class_map(len(labels))(np.arange(len(labels)))
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=color, label=str(label))
+        for color, label in zip(colors, labels, strict=True)
+    ]
+    ax.legend(handles=handles, loc="center", ncols=-(-len(labels) // 6), fontsize=7)
+
+
+@functools.cache
+def _cyclic_map() -> ListedColormap:
+    """A colour circle in Oklab, for angles.
+
+    The hue goes round once. Its red-green component, which most colour-vision
+    deficiencies take away, is told by lightness as well (red dark, green light): the
+    circle stays a circle for them. No colour is near white or black.
+    """
+    hue = np.linspace(0, 2 * np.pi, 256, endpoint=False)
+    lightness = 0.66 - 0.13 * np.cos(hue)
+    a, b = 0.125 * np.cos(hue), 0.125 * np.sin(hue)
+    # Oklab to linear sRGB (B. Ottosson, 2020), then its transfer curve.
+    to_lms = [
+        [1.0, 0.3963377774, 0.2158037573],
+        [1.0, -0.1055613458, -0.0638541728],
+        [1.0, -0.0894841775, -1.2914855480],
+    ]
+    to_rgb = [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+    lms = (np.array(to_lms) @ [lightness, a, b]) ** 3
+    rgb = np.clip(np.array(to_rgb) @ lms, 0.0, 1.0).T  # [256, 3]
+    rgb = np.where(rgb > 0.0031308, 1.055 * rgb ** (1 / 2.4) - 0.055, 12.92 * rgb)
+    return ListedColormap(rgb, name="angle")
+
+
+def _class_map(num_classes: int) -> ListedColormap:
+    if num_classes <= len(_PALETTE):
+        return ListedColormap(_PALETTE[:num_classes])
+    spread = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, num_classes))
+    return ListedColormap(spread)
+
+
+def _greys() -> Colormap:
+    return _part_of("Greys", 0.2, 1.0)
+
+
+def _part_of(name: str, low: float, high: float) -> Colormap:
+    """The part of a colour map that is seen on white."""
+    colors = matplotlib.colormaps[name](np.linspace(low, high, 256))
+    return LinearSegmentedColormap.from_list(f"{name} {low}-{high}", colors)
+
+
+def _square(ax: Axes, points: _Floats) -> None:
+    """Square limits around all points, equal aspect."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    reach = 0.54 * max(*(high - low), 1e-12)
+    x, y = (low + high) / 2
+    ax.set(xlim=(x - reach, x + reach), ylim=(y - reach, y + reach), aspect="equal")
+    ax.xaxis.set_major_locator(MaxNLocator(3))
+    ax.yaxis.set_major_locator(MaxNLocator(3))
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(True)
+
+
+def _choose_frames(jumps: NDArray[np.bool_], max_frames: int) -> NDArray[np.intp]:
+    """Picks frames to show: both sides of jumps, the rest evenly spaced."""
+    num_frames = len(jumps) + 1
+    if num_frames <= max_frames:
+        return np.arange(num_frames)
+    before = np.flatnonzero(jumps)
+    kept = set(before) | set(before + 1) | {0, num_frames - 1}
+    # The finest even spacing whose union with the kept frames is not too long.
+    for num in range(max_frames, 1, -1):
+        even = np.linspace(0, num_frames - 1, num).round().astype(int)
+        if len(kept | set(even)) <= max_frames:
+            kept |= set(even)
+            break
+    return np.array(sorted(kept), np.intp)
+
+
+def _runs(marked: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """First and last index of each run of True."""
+    edges = np.flatnonzero(np.diff(marked, prepend=False, append=False))
+    return [(int(a), int(b) - 1) for a, b in edges.reshape(-1, 2)]
+
+
+def _ticks_in_pi(ax: Axes, multiples: Sequence[float]) -> None:
+    names = {0: "0", 0.125: "π/8", 0.25: "π/4", 0.375: "3π/8", 0.5: "π/2"}
+    names |= {1: "π", 1.5: "3π/2", 2: "2π"}
+    places = [multiple * np.pi for multiple in multiples]
+    labels = [names[multiple] for multiple in multiples]
+    ax.set_xticks(places, labels)
+    ax.set_yticks(places, labels)
+
+
+def _count_axis(ax: Axes) -> None:
+    """Few ticks along the steps, with thousands marked."""
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def _shade_phase(ax: Axes, begin: float, end: float | None) -> None:
+    if end is not None:
+        ax.axvspan(begin, end, color=_PHASE_1, linewidth=0, zorder=0)
+
+
+def _phase_end(columns: Mapping[str, _Floats]) -> float | None:
+    """The first step outside phase 1, the last one if there is none."""
+    if "initial_phase" not in columns or not columns["initial_phase"].any():
+        return None
+    later = columns["step"][columns["initial_phase"] == 0]
+    return float(later[0] if len(later) else columns["step"][-1])
+
+
+def _bulk(values: _Floats) -> tuple[float, float]:
+    """Limits around all values, or around 98 % of them if far fewer would do."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return 0.0, 1.0
+    low, high = np.quantile(finite, [0.01, 0.99], method="nearest")
+    if np.ptp(finite) < 3 * (high - low):
+        low, high = finite.min(), finite.max()
+    margin = 0.05 * (high - low) or 0.5
+    return float(low - margin), float(high + margin)
+
+
+def _pair(name: str, curve: tuple[ArrayLike, ArrayLike]) -> tuple[_Floats, _Floats]:
+    angle, fitted = _array(name, curve[0], 1), _array(name, curve[1], 1)
+    if len(angle) != len(fitted):
+        raise ValueError(
+            f"{name} has {len(angle)} true but {len(fitted)} fitted angles; wanted "
+            "as many"
+        )
+    return angle, fitted
+
+
+def _array(name: str, values: ArrayLike, ndim: int) -> _Floats:
+    array = np.asarray(values, np.float64)
+    if array.ndim != ndim:
+        raise ValueError(f"{name} has shape {array.shape}; wanted {ndim} dimensions")
+    return array
+
+
+def _points(name: str, values: ArrayLike) -> _Floats:
+    points = np.asarray(values, np.float64)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"{name} has shape {points.shape}; wanted [N, 2]")
+    return points
+
+
+def _want_some(name: str, things: object) -> None:
+    if not len(things):  # type: ignore[arg-type]
+        raise ValueError(f"{name} is empty; wanted at least one")

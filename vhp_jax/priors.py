@@ -1,0 +1,130 @@
+"""Priors p(z) behind one interface.
+
+A prior answers with importance weights w_k such that E[w_k] = p(z). A prior with a
+density in closed form gives one exact weight; the hierarchical prior gives one weight
+per draw zeta_k ~ q(zeta|z). Every objective and estimator is written once, in terms of
+these weights.
+"""
+
+import dataclasses
+from typing import Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vhp_jax.distributions import DiagonalNormal, standard_normal_log_prob
+from vhp_jax.types import Latents, LogWeights, Params, PRNGKey, PyTree
+
+
+class Prior(Protocol):
+    """A (possibly learned) distribution over z."""
+
+    latent_dim: int
+
+    def init(self, key: PRNGKey) -> PyTree:
+        """Returns the prior's own parameters (Theta, Phi)."""
+
+    def log_weights(
+        self, params: Params, key: PRNGKey, z: Latents, num_samples: int
+    ) -> LogWeights:
+        """Unbiased weights for p(z): E[exp(log_weights[k])] = p(z).
+
+        Args:
+          params: all parameters of the model (a prior may share the encoder).
+          key: PRNG key, used once.
+          z: float32 [B, D].
+          num_samples: K. A prior with an exact density may return fewer rows.
+
+        Returns:
+          float32 [K, B], nats.
+        """
+
+    def sample(
+        self, params: Params, key: PRNGKey, num_samples: int
+    ) -> Float[Array, "N D"]:
+        """Ancestral samples z ~ p(z), float32 [num_samples, D]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StandardNormal:
+    """p(z) = N(0, I); nothing is learned, the single weight is exact."""
+
+    latent_dim: int
+
+    def init(self, key: PRNGKey) -> PyTree:
+        """No parameters."""
+        del key
+        return {}
+
+    def log_weights(
+        self, params: Params, key: PRNGKey, z: Latents, num_samples: int
+    ) -> LogWeights:
+        """Exact log p(z), float32 [1, B]."""
+        del params, key, num_samples
+        return standard_normal_log_prob(z)[None]
+
+    def sample(
+        self, params: Params, key: PRNGKey, num_samples: int
+    ) -> Float[Array, "N D"]:
+        """Draws from N(0, I)."""
+        del params
+        return jax.random.normal(key, (num_samples, self.latent_dim))
+
+
+@dataclasses.dataclass(frozen=True)
+class HierarchicalPrior:
+    """VHP: p(z) = int p_Theta(z|zeta) N(zeta; 0, I) dzeta, Eq. 8.
+
+    Attributes:
+      encoder: module of q_Phi(zeta|z), [B, D] -> DiagonalNormal.
+      decoder: module of p_Theta(z|zeta), [B, D_zeta] -> DiagonalNormal.
+      latent_dim: dimensions D of z.
+      inner_dim: dimensions of zeta.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    latent_dim: int
+    inner_dim: int
+
+    def init(self, key: PRNGKey) -> PyTree:
+        """Returns {"encoder": Phi, "decoder": Theta}."""
+        key_encoder, key_decoder = jax.random.split(key)
+        return {
+            "encoder": self.encoder.init(key_encoder, jnp.zeros((1, self.latent_dim))),
+            "decoder": self.decoder.init(key_decoder, jnp.zeros((1, self.inner_dim))),
+        }
+
+    def posterior(self, params: Params, z: Latents) -> DiagonalNormal:
+        """q_Phi(zeta|z)."""
+        return self.encoder.apply(params.prior["encoder"], z)
+
+    def conditional(
+        self, params: Params, zeta: Float[Array, "*batch D"]
+    ) -> DiagonalNormal:
+        """p_Theta(z|zeta)."""
+        return self.decoder.apply(params.prior["decoder"], zeta)
+
+    def log_weights(
+        self, params: Params, key: PRNGKey, z: Latents, num_samples: int
+    ) -> LogWeights:
+        """Log [p_Theta(z|zeta_k) p(zeta_k) / q_Phi(zeta_k|z)], zeta_k ~ q_Phi: Eq. 9.
+
+        Differentiable through z and through the reparameterised draws.
+        """
+        q_zeta = self.posterior(params, z)
+        zeta = q_zeta.sample_many(key, num_samples)  # [K, B, D_zeta]
+        p_z = self.conditional(params, zeta)  # [K, B, D]
+        log_p_z = jax.vmap(lambda p: p.log_prob(z))(p_z)  # [K, B]
+        log_q_zeta = jax.vmap(q_zeta.log_prob)(zeta)  # [K, B]
+        return log_p_z + standard_normal_log_prob(zeta) - log_q_zeta
+
+    def sample(
+        self, params: Params, key: PRNGKey, num_samples: int
+    ) -> Float[Array, "N D"]:
+        """Zeta ~ N(0, I), then z ~ p_Theta(z|zeta): Eq. 14."""
+        key_zeta, key_z = jax.random.split(key)
+        zeta = jax.random.normal(key_zeta, (num_samples, self.inner_dim))
+        return self.conditional(params, zeta).sample(key_z)

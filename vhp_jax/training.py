@@ -1,0 +1,269 @@
+"""TrainState, the training step and the scanned loop.
+
+One compiled program runs many steps: the state is donated, the data stay on the device,
+batches and keys are pure functions of (key, step), so that a run cut anywhere and
+resumed takes the same steps.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from vhp_jax.beta import BetaScheme, BetaState
+from vhp_jax.objectives import Objective, lagrangian
+from vhp_jax.types import Counter, Examples, Flag, Params, PRNGKey, PyTree, Scalar
+
+
+class OptimizerPair(NamedTuple):
+    """Optimisers of the two halves of the problem.
+
+    Attributes:
+      vae: for (theta, phi), updated at every step.
+      prior: for (Theta, Phi), updated outside the initial phase.
+    """
+
+    vae: optax.GradientTransformation
+    prior: optax.GradientTransformation
+
+
+class OptimizerState(NamedTuple):
+    """States of an `OptimizerPair`."""
+
+    vae: PyTree
+    prior: PyTree
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that training carries; immutable.
+
+    Attributes:
+      step: int32, steps done.
+      params: theta, phi, Theta, Phi.
+      opt_state: moments of both optimisers.
+      beta_state: beta, C_hat and the phase.
+      key: base key; the keys of a step are folded in from `step`, so it never changes.
+    """
+
+    step: Counter
+    params: Params
+    opt_state: OptimizerState
+    beta_state: BetaState
+    key: PRNGKey
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one training step (stacked to [T] by the scanned loop).
+
+    Attributes:
+      loss: distortion + beta * rate, nats per example.
+      distortion: -log p(x|z), nats per example.
+      rate: F of Eq. 9, nats per example.
+      constraint: C_hat, units of C.
+      beta: weight of the rate in this step.
+      initial_phase: whether (Theta, Phi) were left untouched in this step.
+    """
+
+    loss: Scalar
+    distortion: Scalar
+    rate: Scalar
+    constraint: Scalar
+    beta: Scalar
+    initial_phase: Flag
+
+
+TrainStep = Callable[[TrainState, PRNGKey, Examples], tuple[TrainState, StepMetrics]]
+TrainLoop = Callable[..., tuple[TrainState, StepMetrics]]
+
+
+def init_state(
+    key: PRNGKey,
+    init_params: Callable[[PRNGKey], Params],
+    optimizers: OptimizerPair,
+    beta_scheme: BetaScheme,
+) -> TrainState:
+    """Draws the parameters and starts the optimisers and the beta scheme.
+
+    Args:
+      key: PRNG key; one half initialises, the other one drives training.
+      init_params: draws the parameters from a key.
+      optimizers: see `OptimizerPair`.
+      beta_scheme: any of `vhp_jax.beta`.
+    """
+    key_init, key_train = jax.random.split(key)
+    params = init_params(key_init)
+    vae_params = (params.encoder, params.decoder)
+    return TrainState(
+        step=jnp.asarray(0, jnp.int32),
+        params=params,
+        opt_state=OptimizerState(
+            optimizers.vae.init(vae_params), optimizers.prior.init(params.prior)
+        ),
+        beta_state=beta_scheme.init(),
+        key=key_train,
+    )
+
+
+def make_train_step(
+    objective: Objective, beta_scheme: BetaScheme, optimizers: OptimizerPair
+) -> TrainStep:
+    """One iteration of Alg. 1.
+
+    Args:
+      objective: per-example terms of a batch.
+      beta_scheme: sets beta from the batch mean of C before the gradient is taken.
+      optimizers: of (theta, phi) and of (Theta, Phi).
+
+    Returns:
+      `train_step(state, key, x) -> (state, metrics)`, to be jitted by the caller.
+    """
+
+    def loss_fn(
+        params: Params, beta_state: BetaState, key: PRNGKey, x: Examples
+    ) -> tuple[Scalar, tuple[BetaState, StepMetrics]]:
+        # 1. z ~ q(z|x), the terms of the Lagrangian and C_batch.
+        terms = objective(params, key, x)
+        constraint = lax.stop_gradient(jnp.mean(terms.constraint))
+        # 2. C_hat, the phase and beta; no gradient passes through them.
+        beta_state, _ = beta_scheme.update(beta_state, constraint)
+        # 3. The Lagrangian at the new beta.
+        loss = lagrangian(terms, beta_state.beta)
+        metrics = StepMetrics(
+            loss=loss,
+            distortion=jnp.mean(terms.distortion),
+            rate=jnp.mean(terms.rate),
+            constraint=beta_state.constraint_average,
+            beta=beta_state.beta,
+            initial_phase=beta_state.initial_phase,
+        )
+        return loss, (beta_state, metrics)
+
+    def train_step(
+        state: TrainState, key: PRNGKey, x: Examples
+    ) -> tuple[TrainState, StepMetrics]:
+        grads, (beta_state, metrics) = jax.grad(loss_fn, has_aux=True)(
+            state.params, state.beta_state, key, x
+        )
+        # 4. (theta, phi) always.
+        vae_params = (state.params.encoder, state.params.decoder)
+        vae_updates, vae_opt = optimizers.vae.update(
+            (grads.encoder, grads.decoder), state.opt_state.vae, vae_params
+        )
+        encoder, decoder = optax.apply_updates(vae_params, vae_updates)
+
+        # 5. (Theta, Phi) and their moments in the main phase only.
+        def hold(prior: PyTree, opt: PyTree) -> tuple[PyTree, PyTree]:
+            return prior, opt
+
+        def move(prior: PyTree, opt: PyTree) -> tuple[PyTree, PyTree]:
+            updates, opt = optimizers.prior.update(grads.prior, opt, prior)
+            return optax.apply_updates(prior, updates), opt
+
+        prior, prior_opt = lax.cond(
+            beta_state.initial_phase,
+            hold,
+            move,
+            state.params.prior,
+            state.opt_state.prior,
+        )
+        state = state.replace(
+            step=state.step + 1,
+            params=Params(encoder, decoder, prior),
+            opt_state=OptimizerState(vae_opt, prior_opt),
+            beta_state=beta_state,
+        )
+        return state, metrics
+
+    return train_step
+
+
+def batch_indices(
+    key: PRNGKey,
+    first_step: Counter,
+    num_steps: int,
+    batch_size: int,
+    num_examples: int,
+) -> Int[Array, "T B"]:
+    """Indices of the batches of `num_steps` steps: shuffled epochs, laid end to end.
+
+    Each epoch is a permutation of its own, folded in from the epoch's number; a batch
+    may straddle two epochs, so no example is left out. A pure function of the step:
+    however training is cut into chunks, step t sees the same batch.
+
+    Args:
+      key: PRNG key of the order.
+      first_step: int32, number of steps done before.
+      num_steps: T.
+      batch_size: B. The product of all steps and B must stay below 2^31.
+      num_examples: examples in the data set.
+
+    Returns:
+      int32 [T, B].
+    """
+    first_position = first_step * batch_size
+    first_epoch = first_position // num_examples
+    num_epochs = (num_steps * batch_size - 1) // num_examples + 2  # touched at most
+    orders = jax.vmap(
+        lambda epoch: jax.random.permutation(
+            jax.random.fold_in(key, epoch), num_examples
+        )
+    )(first_epoch + jnp.arange(num_epochs, dtype=jnp.int32))
+    offset = first_position - first_epoch * num_examples
+    stream = lax.dynamic_slice(orders.reshape(-1), (offset,), (num_steps * batch_size,))
+    return stream.reshape(num_steps, batch_size)
+
+
+def make_train_loop(train_step: TrainStep, batch_size: int) -> TrainLoop:
+    """Compiles `train_step` into a scan over many steps.
+
+    Args:
+      train_step: from `make_train_step`.
+      batch_size: B.
+
+    Returns:
+      `train_loop(state, data, num_steps) -> (state, metrics)`: `state` is donated,
+      `data` is float32 [N, *example] on the device, `num_steps` is static; the metrics
+      are stacked to [num_steps]. May be wrapped in vmap over `state` for several seeds.
+    """
+
+    def train_loop(
+        state: TrainState, data: Float[Array, "N *example"], num_steps: int
+    ) -> tuple[TrainState, StepMetrics]:
+        key_order, key_steps = jax.random.split(state.key)
+        indices = batch_indices(
+            key_order, state.step, num_steps, batch_size, data.shape[0]
+        )
+
+        def body(
+            state: TrainState, batch: Int[Array, "B"]
+        ) -> tuple[TrainState, StepMetrics]:
+            key = jax.random.fold_in(key_steps, state.step)
+            return train_step(state, key, data[batch])
+
+        return lax.scan(body, state, indices)
+
+    return train_loop
+
+
+def jit_train_loop(train_loop: TrainLoop, num_seeds: int = 1) -> TrainLoop:
+    """Jits a loop; with several seeds the state has a leading seed axis.
+
+    Args:
+      train_loop: from `make_train_loop`.
+      num_seeds: 1 for a plain state, more for a state stacked over seeds. Under vmap
+        the phase gate becomes a select: same results, both branches computed.
+    """
+
+    def loop(
+        state: TrainState, data: Float[Array, "N *example"], num_steps: int
+    ) -> tuple[TrainState, StepMetrics]:
+        if num_seeds == 1:
+            return train_loop(state, data, num_steps)
+        return jax.vmap(lambda member: train_loop(member, data, num_steps))(state)
+
+    return jax.jit(loop, static_argnames="num_steps", donate_argnames="state")

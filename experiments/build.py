@@ -119,19 +119,22 @@ def build_model(config: ConfigDict, dataset: Dataset) -> VAE:
         tuple(config.hidden),
         initialisation=config.initialisation,
     )
-    hierarchical = functools.partial(
-        priors.HierarchicalPrior,
-        encoder=network(
-            features=config.inner_dim, head_scale=config.prior_encoder_head_scale
+    makers: dict[str, Callable[[], priors.Prior]] = {
+        "vhp": lambda: priors.HierarchicalPrior(
+            encoder=network(
+                features=config.inner_dim,
+                head_scale=config.prior_encoder_head_scale,
+                scale_init=config.prior_encoder_scale_init,
+            ),
+            decoder=network(
+                features=config.latent_dim,
+                head_scale=config.prior_decoder_head_scale,
+                scale_init=config.prior_decoder_scale_init,
+            ),
+            latent_dim=config.latent_dim,
+            inner_dim=config.inner_dim,
         ),
-        decoder=network(
-            features=config.latent_dim, head_scale=config.prior_decoder_head_scale
-        ),
-        inner_dim=config.inner_dim,
-    )
-    kinds: dict[str, Callable[..., priors.Prior]] = {
-        "vhp": hierarchical,
-        "standard_normal": priors.StandardNormal,
+        "standard_normal": lambda: priors.StandardNormal(config.latent_dim),
     }
     return VAE(
         encoder=networks.Flat(
@@ -148,7 +151,7 @@ def build_model(config: ConfigDict, dataset: Dataset) -> VAE:
             head_scale=config.decoder_head_scale,
             scale_init=config.decoder_scale_init,
         ),
-        prior=choose("model.prior", config.prior, kinds)(latent_dim=config.latent_dim),
+        prior=choose("model.prior", config.prior, makers)(),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -124,9 +125,9 @@ def beta_surfaces(nu: float = 1.0, tau: float = 3.0) -> Figure:
     betas = np.linspace(0.01, 1.5, 150, dtype=np.float32)
     violations = np.linspace(-1.0, 1.0, 121, dtype=np.float32)
     grid_beta, grid_violation = np.meshgrid(betas, violations)
-    slope = np.asarray(beta.rewo_slope(grid_beta, grid_violation, tau))
+    slope = beta.rewo_slope(jnp.asarray(grid_beta), jnp.asarray(grid_violation), tau)
     surfaces = {
-        "REWO": grid_beta * np.expm1(nu * slope * grid_violation),
+        "REWO": grid_beta * np.expm1(nu * np.asarray(slope) * grid_violation),
         "GECO": grid_beta * np.expm1(-nu * grid_violation),
     }
     return plotting.plot_beta_surfaces(surfaces, betas, violations)
@@ -146,7 +147,7 @@ class Interpolation:
     def __init__(
         self, run: runs.Run, params: Params, pairs: Sequence[tuple[int, int]], seed: int
     ):
-            config, model = run.config.graph, run.experiment.model
+        config, model = run.config.graph, run.experiment.model
         examples = run.experiment.dataset.test.examples
         for index in np.ravel(pairs):
             if not 0 <= index < len(examples):
@@ -163,7 +164,7 @@ class Interpolation:
         self.paths = graph.shortest_paths(self.graph, starts, ends)
         self.frames = []
         for path in self.paths:
-            decoded = model.reconstruct(params, path.points.astype(np.float32))
+            decoded = model.reconstruct(params, jnp.asarray(path.points, jnp.float32))
             self.frames.append(np.asarray(decoded).reshape(-1, *examples.shape[1:]))
         self.jumps = [graph.find_jumps(frames) for frames in self.frames]
 

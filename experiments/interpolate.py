@@ -85,11 +85,9 @@ def main() -> None:
             f"{name}: {len(path.points)} points, length {path.length:.3f}, "
             f"{int(jump.sum())} jumps"
         )
-    np.savez(
-        workdir / "interpolation.npz",
-        pairs=np.array(interpolation.pairs),
-        **{f"points_{i}": path.points for i, path in enumerate(interpolation.paths)},
-    )
+    arrays = {f"points_{i}": path.points for i, path in enumerate(interpolation.paths)}
+    arrays["pairs"] = np.array(interpolation.pairs)
+    np.savez(workdir / "interpolation.npz", **arrays)  # type: ignore[arg-type]
     drawn = {"strip": plotting.plot_strips(strips, jumps)}
     if run.experiment.model.latent_dim == 2:
         panel = interpolation.panel(workdir.name)

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +114,7 @@ class WorkDir:
         folder = self.path / "snapshots"
         folder.mkdir(exist_ok=True)
         temporary = folder / f".step_{step:08d}.npz"
-        np.savez(temporary, **arrays)
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]
         temporary.replace(folder / f"step_{step:08d}.npz")
 
     def snapshots(self) -> dict[int, dict[str, np.ndarray]]:
@@ -162,7 +162,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
@@ -213,7 +213,21 @@ class Run:
                 yield jax.tree.map(lambda leaf, i=index: leaf[i], tree)
 
 
-def restore(workdir: str | os.PathLike[str]) -> tuple[Run, TrainState, int]:
+class Restored(NamedTuple):
+    """A run read back from its work directory.
+
+    Attributes:
+      run: the experiment, built anew.
+      state: the newest whole checkpoint.
+      step: of that checkpoint.
+    """
+
+    run: Run
+    state: TrainState
+    step: int
+
+
+def restore(workdir: str | os.PathLike[str]) -> Restored:
     """Rebuilds a run and its newest whole checkpoint.
 
     Raises:
@@ -227,7 +241,7 @@ def restore(workdir: str | os.PathLike[str]) -> tuple[Run, TrainState, int]:
     if found is None:
         raise cli.UserError(f"{path} holds no checkpoint yet")
     step, state = found
-    return run, state, step
+    return Restored(run, state, step)
 
 
 def banner(run_source: str, workdir: Path) -> str:
@@ -470,10 +484,10 @@ class _Trainer:
         parts = []
         for params in self.run_.members(self.state.params):
             codes = evaluation.encode_dataset(experiment.model, params, split.examples)
-            samples = experiment.model.prior.sample(
+            drawn = experiment.model.prior.sample(
                 params, jax.random.key(self.step), len(split.examples)
             )
-            parts.append((codes.mean, codes.scale, np.asarray(samples)))
+            parts.append((codes.mean, codes.scale, np.asarray(drawn)))
         mean, scale, samples = (np.stack(part) for part in zip(*parts, strict=True))
         self.directory.save_snapshot(
             self.step,

@@ -479,21 +479,19 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     rng = random.Random(0)
     done = 0
     for _ in range(10):
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
-        )
-        assert process.stdout is not None
-        assert process.stderr is not None
-        first = process.stdout.readline()
-        time.sleep(rng.uniform(0.0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        lines = [first, *process.stdout.read().splitlines()]
-        assert process.wait() == -signal.SIGKILL, process.stderr.read()
+        ) as process:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            time.sleep(rng.uniform(0.0, 0.3))
+            process.send_signal(signal.SIGKILL)
+            lines = [first, *process.stdout.read().splitlines()]
+            assert process.wait() == -signal.SIGKILL
         assert int(first) in (done + 1, done + 2)  # One may be done but not told.
         done = int(lines[-1])
         like = {"key": jax.random.key(0), "x": jnp.zeros((256, 256)), "step": 0}

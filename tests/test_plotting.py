@@ -112,10 +112,11 @@ def test_importing_and_drawing_never_loads_pyplot():
 
 
 def test_settings_of_the_user_neither_matter_nor_change():
-    with matplotlib.rc_context({"axes.titlesize": 31.0}):
+    with matplotlib.rc_context({"axes.titlesize": 31.0, "axes.facecolor": "r"}):
         figure = plotting.plot_image_grid(np.zeros((1, 2, 2)), "title")
         assert matplotlib.rcParams["axes.titlesize"] == 31.0
     assert figure.axes[0].title.get_fontsize() == 10.0
+    assert to_hex(figure.axes[0].get_facecolor()) == "#ffffff"
 
 
 def test_save_creates_the_folder_and_leaves_nothing_else(tmp_path):
@@ -274,7 +275,7 @@ def test_cyclic_map_closes_and_stays_off_white_and_black():
 
 def test_latent_graphs_draw_edges_by_weight_and_the_path_in_red():
     nodes = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 3.0]])
-    path = np.array([[-0.5, 0.0], [0.0, 0.0], [1.0, 0.0]])
+    path = np.array([[-9.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
     panel = plotting.GraphPanel("IWAE", nodes, [[0, 1], [1, 2]], [1.0, 3.0], [path])
     figure = plotting.plot_latent_graphs([panel, panel._replace(title="VHP")])
     assert titles(figure)[:2] == ["IWAE", "VHP"]
@@ -286,7 +287,7 @@ def test_latent_graphs_draw_edges_by_weight_and_the_path_in_red():
     assert ax.lines[0].get_color() == RED
     np.testing.assert_array_equal(np.transpose(ax.lines[0].get_data()), path)
     np.testing.assert_array_equal(scatters(ax)[0].get_offsets(), nodes)
-    assert ax.get_xlim()[0] < -0.5
+    assert ax.get_xlim()[0] < -9.0
     assert ax.get_aspect() == 1.0
 
 
@@ -351,14 +352,14 @@ def test_strips_are_checked():
 
 def test_regression_draws_predictions_in_the_turn_next_to_the_truth():
     angle = np.array([0.1, 3.0, 6.2])
-    fitted = np.array([6.25, 3.1 - 4 * np.pi, 0.05])
+    fitted = np.array([5.25, 3.1 - 4 * np.pi, 0.05])
     figure = plotting.plot_regression(
         {"REWO": (angle, fitted), "IWAE": (angle, angle)}, {"REWO": 0.0541}
     )
     assert titles(figure) == ["REWO (0.054 rad)", "IWAE"]
     points = scatters(figure.axes[0])[0].get_offsets()
     np.testing.assert_array_equal(points[:, 0], angle)
-    expected = [6.25 - 2 * np.pi, 3.1, 0.05 + 2 * np.pi]
+    expected = [5.25 - 2 * np.pi, 3.1, 0.05 + 2 * np.pi]
     np.testing.assert_allclose(points[:, 1], expected)
     low, high = figure.axes[0].get_ylim()
     assert low < min(expected) < max(expected) < high

@@ -15,7 +15,7 @@ Everything is float32 and runs under jit, vmap and scan.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -53,6 +53,7 @@ class BetaInfo(NamedTuple):
     log_step: Scalar
 
 
+@runtime_checkable
 class UpdateFn(Protocol):
     """Advances a scheme by one training step."""
 

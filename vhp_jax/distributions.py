@@ -5,7 +5,7 @@ log-density sums over that axis and keeps the others; nothing here averages.
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from vhp_jax.types import PRNGKey
 _LOG_2PI = math.log(2.0 * math.pi)
 
 
+@runtime_checkable
 class Likelihood(Protocol):
     """What a decoder returns: p(x|z) for a batch of z."""
 

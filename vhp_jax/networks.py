@@ -47,7 +47,7 @@ def _looks_linear(
 ) -> Initializer:
     """[[W, -W], [-W, W]], or its left or upper half where one side has no pairs."""
 
-    def init(key: PRNGKey, shape: Sequence[int], dtype: jnp.dtype) -> Array:
+    def init(key: PRNGKey, shape: Sequence[int], dtype: Any) -> Array:
         rows = shape[0] // 2 if mirror_input else shape[0]
         columns = shape[1] // 2 if mirror_output else shape[1]
         kernel = base(key, (rows, columns), dtype)

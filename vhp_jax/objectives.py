@@ -6,7 +6,7 @@ maximised, a "loss" is minimised.
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ class Terms(NamedTuple):
     constraint: PerExample
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A stochastic estimate of the terms for one batch."""
 
@@ -38,6 +39,7 @@ class Objective(Protocol):
         """Returns the terms of each example; differentiable in `params`."""
 
 
+@runtime_checkable
 class Constraint(Protocol):
     """C(x, z) of Eq. 4 for each example."""
 

@@ -187,17 +187,18 @@ def plot_beta_surfaces(
             norm=CenteredNorm(0.0, largest or 1.0),
             shading="gouraud",
         )
-        # Of the sides of zero only those that occur have lines to draw.
-        inside = (levels > update.min()) & (levels < update.max())
-        lines = ax.contour(
-            beta,
-            delta,
-            update,
-            levels=levels[inside & (levels != 0)],
-            colors="#333333",
-            linewidths=0.6,
-        )
-        ax.clabel(lines, fontsize=7, fmt="%g")
+        # Only levels that occur: matplotlib warns of others.
+        inside = (levels > update.min()) & (levels < update.max()) & (levels != 0)
+        if inside.any():
+            lines = ax.contour(
+                beta,
+                delta,
+                update,
+                levels=levels[inside],
+                colors="#333333",
+                linewidths=0.6,
+            )
+            ax.clabel(lines, fontsize=7, fmt="%g")
         if update.min() < 0 < update.max():
             ax.contour(beta, delta, update, levels=[0.0], colors="k", linewidths=1.8)
         ax.set(title=name, xlabel=r"$\beta_{t-1}$")

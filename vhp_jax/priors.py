@@ -7,7 +7,7 @@ these weights.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -18,10 +18,13 @@ from vhp_jax.distributions import DiagonalNormal, standard_normal_log_prob
 from vhp_jax.types import Latents, LogWeights, Params, PRNGKey, PyTree
 
 
+@runtime_checkable
 class Prior(Protocol):
     """A (possibly learned) distribution over z."""
 
-    latent_dim: int
+    @property
+    def latent_dim(self) -> int:
+        """Dimensions D of z."""
 
     def init(self, key: PRNGKey) -> PyTree:
         """Returns the prior's own parameters (Theta, Phi)."""

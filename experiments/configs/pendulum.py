@@ -35,8 +35,10 @@ def get_config() -> ConfigDict:
     config.model.decoder_head_scale = 0.3
     config.model.posterior_scale_init = 0.05  # of q(z|x)
     config.model.decoder_scale_init = 1.0  # of p(x|z)
-    config.model.prior_encoder_head_scale = 0.5  # q(zeta|z)
-    config.model.prior_decoder_head_scale = 0.0  # p(z|zeta): N(0, I) at the start
+    config.model.prior_encoder_head_scale = 1.0  # q(zeta|z)
+    config.model.prior_encoder_scale_init = 0.3
+    config.model.prior_decoder_head_scale = 0.0  # p(z|zeta): N(0, 0.2^2) at the start
+    config.model.prior_decoder_scale_init = 0.2
 
     config.objective = ConfigDict()
     config.objective.name = "vhp"  # or iwae

@@ -18,7 +18,9 @@ def get_config() -> ConfigDict:
     config.model.decoder_head_scale = 1.0
     config.model.posterior_scale_init = 1.0
     config.model.prior_encoder_head_scale = 1.0
+    config.model.prior_encoder_scale_init = 1.0
     config.model.prior_decoder_head_scale = 1.0
+    config.model.prior_decoder_scale_init = 1.0
     config.beta.init = 1e-3
     config.train.batch_size = 128
     config.train.scale_learning_rate = 1e-4

@@ -1,0 +1,358 @@
+"""Runs or resumes every row of a table or figure of the paper and writes the results.
+
+    python -m experiments.reproduce --target=table1
+    python -m experiments.reproduce --target=fig2
+    python -m experiments.reproduce --target=table1 --budget_minutes=30 \
+        --rows="VHP + REWO,VHP + GECO"
+
+Runs live in --workdir and are resumed; results/TARGET.json, results/TARGET.md and
+results/figures/*.png are written anew from what is complete there. A row that is not
+complete stands as "not run".
+"""
+
+import dataclasses
+import math
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from experiments import cli, figures, runs
+from vhp_jax import evaluation, plotting
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("target", None, "What to reproduce; see below.")
+flags.DEFINE_float("budget_minutes", math.inf, "Stop training after so many minutes.")
+flags.DEFINE_list("rows", None, "Only these rows, by name.")
+flags.DEFINE_integer(
+    "num_seeds", 5, "Seeds per row: 1, 2, ... (rows may ask for less)."
+)
+flags.DEFINE_string("workdir", "runs", "Where the runs are.")
+flags.DEFINE_string("output", "results", "Where the results go.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of a table: a config with overrides.
+
+    Attributes:
+      config: name of the config.
+      overrides: dotted key -> value, as on the command line.
+      paper: the paper's number, None if it gives none.
+      max_seeds: rows that cost more are run with fewer seeds.
+    """
+
+    config: str
+    overrides: Mapping[str, str]
+    paper: float | None = None
+    max_seeds: int = 5
+
+    def resolved(self, seed: int) -> ConfigDict:
+        """The config of one seed."""
+        return cli.load_config(
+            self.config, [*self.overrides.items(), ("seed", str(seed))]
+        )
+
+    def command(self, seed: str) -> str:
+        """A command line that repeats the row."""
+        pairs = [*self.overrides.items(), ("seed", seed)]
+        words = [f"--config.{key}={value}" for key, value in pairs]
+        return shlex.join(
+            ["python", "-m", "experiments.train", f"--config={self.config}", *words]
+        )
+
+
+TABLE1: dict[str, Row] = {
+    "VHP + REWO": Row("pendulum", {}, 0.054),
+    "VHP + GECO": Row("pendulum", {"beta.scheme": "geco", "beta.init": "1.0"}, 0.53),
+    "VHP": Row("pendulum", {"beta.scheme": "constant", "beta.init": "1.0"}, 0.49),
+    "VHP + WU (20 epochs)": Row("pendulum", {"beta.scheme": "warm_up"}, 0.20),
+    "VHP + WU (200 epochs)": Row(
+        "pendulum",
+        {
+            "beta.scheme": "warm_up",
+            "beta.warm_up_epochs": "200",
+            "train.num_steps": "48000",
+            "train.snapshot_steps": "1000,12000,24000,48000",
+        },
+        0.31,
+        max_seeds=3,
+    ),
+    "VHP + REWO (App. B.1)": Row("pendulum", {"beta.scheme": "rewo_alternative"}),
+    "VHP + REWO (K = 1)": Row("pendulum", {"objective.num_samples": "1"}),
+    "IWAE (L=1)": Row(
+        "pendulum",
+        {
+            "objective.name": "iwae",
+            "model.prior": "standard_normal",
+            "beta.scheme": "constant",
+            "beta.init": "1.0",
+        },
+    ),
+    "VHP + REWO (He init.)": Row(
+        "pendulum", {"model.initialisation": "he"}, max_seeds=3
+    ),
+}
+PAPER_ROWS = [name for name, row in TABLE1.items() if row.paper is not None]
+
+
+def folder(name: str, seed: int) -> Path:
+    """Work directory of one seed of a row."""
+    slug = "".join(c if c.isalnum() else "_" for c in name.lower())
+    slug = "_".join(part for part in slug.split("_") if part)
+    return Path(FLAGS.workdir) / "pendulum_rows" / slug / f"seed_{seed}"
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a run is done."""
+    return (path / "summary.json").exists()
+
+
+def train_rows(names: list[str], num_seeds: int, deadline: float) -> None:
+    """Trains what is missing: all rows' first seed, then the second, and so on."""
+    for seed in range(1, num_seeds + 1):
+        for name in names:
+            row, path = TABLE1[name], folder(name, seed)
+            if seed > row.max_seeds or is_complete(path):
+                continue
+            left = (deadline - time.monotonic()) / 60.0
+            if left <= 0:
+                print(f"{name}, seed {seed}: no time left")
+                continue
+            print(f"--- {name}, seed {seed}")
+            runs.train(row.resolved(seed), path, left)
+
+
+def table1(names: list[str]) -> list[dict[str, Any]]:
+    """OLS errors on the test set of all complete runs, with the topology of each."""
+    rows = []
+    for name, row in TABLE1.items():
+        record: dict[str, Any] = {
+            "name": name,
+            "dataset": "pendulum",
+            "metric": "OLS absolute error, radians, whole circle, test set",
+            "mean": None,
+            "stderr": None,
+            "seeds": [],
+            "paper": row.paper,
+            "command": row.command("SEED"),
+            "commit": None,
+            "hardware": None,
+            "minutes": None,
+        }
+        rows.append(record)
+        if name not in names:
+            continue
+        fits, summaries = [], []
+        done = [s for s in range(1, row.max_seeds + 1) if is_complete(folder(name, s))]
+        for seed in done:
+            run, state, _ = runs.restore(folder(name, seed))
+            fits.append(figures.test_regression(run, state.params))
+            summaries.append(runs.read_json(folder(name, seed) / "summary.json"))
+        if not fits:
+            continue
+        errors = np.array([fit.error for fit in fits])
+        record |= {
+            "mean": errors.mean(),
+            "stderr": errors.std(ddof=1) / math.sqrt(len(errors))
+            if len(errors) > 1
+            else None,
+            "seeds": errors,
+            "seed_numbers": done,
+            "winding": [fit.winding for fit in fits],
+            "crossings": [fit.crossings for fit in fits],
+            "largest_gap": [fit.largest_gap for fit in fits],
+            "final_beta": [final_line(s)["beta"] for s in summaries],
+            "final_constraint": [final_line(s)["constraint"] for s in summaries],
+            "steps": summaries[0]["step"],
+            "commit": ", ".join(sorted({str(s["git_revision"]) for s in summaries})),
+            "hardware": f"{summaries[0]['device']}, 2 cores"
+            if summaries[0]["device"] == "cpu"
+            else summaries[0]["device"],
+            "minutes": sum(s["wall_seconds"] for s in summaries) / 60.0,
+        }
+    return rows
+
+
+def final_line(summary: dict[str, Any]) -> dict[str, Any]:
+    """The last training line of a run."""
+    return next(line for line in summary["final_metrics"] if "split" not in line)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Table 1 as the README shows it."""
+    lines = [
+        "| method | ours, mean ± s.e. (rad) | each seed | steps | paper |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        paper = "-" if row["paper"] is None else f"{row['paper']:g}"
+        if row["mean"] is None:
+            lines.append(f"| {row['name']} | not run | | | {paper} |")
+            continue
+        error = "" if row["stderr"] is None else f" ± {row['stderr']:.3f}"
+        seeds = ", ".join(f"{value:.3f}" for value in row["seeds"])
+        lines.append(
+            f"| {row['name']} | {row['mean']:.3f}{error} | {seeds} | {row['steps']:,} "
+            f"| {paper} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write_table1(names: list[str], output: Path) -> None:
+    """results/table1.json and results/table1.md, ours beside the paper's."""
+    rows = table1(names)
+    runs.write_json(output / "table1.json", {"target": "table1", "rows": rows})
+    runs.write_text(output / "table1.md", markdown(rows))
+    print(markdown(rows))
+
+
+def restored(name: str) -> runs.Restored:
+    """Seed 1 of a row; UserError if it is not there yet."""
+    path = folder(name, 1)
+    if not is_complete(path):
+        raise cli.UserError(f"{path} is not complete; raise --budget_minutes")
+    return runs.restore(path)
+
+
+def snapshots(name: str) -> Figure:
+    """Latent space over training of seed 1 of a row."""
+    return figures.snapshot_figure(runs.WorkDir(folder(name, 1)), 1, name)
+
+
+def interpolations(names: list[str]) -> dict[str, figures.Interpolation]:
+    """Paths from 0 to 180 degrees for seed 1 of each row."""
+    found = {}
+    for name in names:
+        run, state, _ = restored(name)
+        pair = figures.default_pair(run)
+        found[name] = figures.Interpolation(run, state.params, [pair], seed=0)
+    return found
+
+
+COMPARED = ["VHP + REWO", "VHP + GECO", "IWAE (L=1)"]
+
+
+def fig3() -> dict[str, Figure]:
+    """Graphs over prior samples with the path from 0 to 180 degrees."""
+    panels = [found.panel(name) for name, found in interpolations(COMPARED).items()]
+    return {"fig3_graphs": plotting.plot_latent_graphs(panels)}
+
+
+def fig15() -> dict[str, Figure]:
+    """Joint angle against arcsin(z2 / r), and the regression on the whole circle."""
+    quarter, whole, errors = {}, {}, {}
+    for name in PAPER_ROWS:
+        run, state, _ = restored(name)
+        angle, arcsine, fit = figures.quarter_circle(run, state.params)
+        quarter[name], errors[name] = (angle, arcsine), fit.error
+        whole[name] = (run.experiment.dataset.test.targets, fit.fitted)
+    return {
+        "fig15_quarter_circle": plotting.plot_quarter_circle(quarter, errors),
+        "fig15_regression": plotting.plot_regression(whole, errors),
+    }
+
+
+def fig18() -> dict[str, Figure]:
+    """Posterior and prior of REWO, GECO and IWAE at the end of training."""
+    panels = {}
+    for name in COMPARED:
+        run, state, step = restored(name)
+        split = run.experiment.dataset.test
+        model = run.experiment.model
+        codes = evaluation.encode_dataset(model, state.params, split.examples)
+        drawn = model.prior.sample(state.params, jax.random.key(0), len(split.examples))
+        panels[name] = plotting.Snapshot(
+            step, codes.mean, codes.scale, np.asarray(drawn), split.targets
+        )
+    return {"fig18_latent_spaces": plotting.plot_latent_spaces(panels)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A table or figure.
+
+    Attributes:
+      rows: rows that must be trained for it.
+      seeds: seeds it needs; None: as many as --num_seeds.
+      draw: figures by file name.
+    """
+
+    rows: list[str]
+    seeds: int | None
+    draw: Callable[[], dict[str, Figure]]
+
+
+TARGETS = {
+    "table1": Target(list(TABLE1), None, dict),
+    "fig1": Target([], 0, lambda: {"fig1_beta_update": figures.beta_surfaces()}),
+    "fig2": Target(
+        ["VHP + REWO", "VHP + GECO"],
+        1,
+        lambda: {
+            "fig2a_rewo": snapshots("VHP + REWO"),
+            "fig2b_geco": snapshots("VHP + GECO"),
+        },
+    ),
+    "fig3": Target(COMPARED, 1, fig3),
+    "fig4": Target(
+        COMPARED, 1, lambda: {"fig4_strips": figures.strips(interpolations(COMPARED))}
+    ),
+    "fig10": Target(
+        ["VHP + REWO (App. B.1)"],
+        1,
+        lambda: {"fig10_rewo_alternative": snapshots("VHP + REWO (App. B.1)")},
+    ),
+    "fig12": Target(["VHP"], 1, lambda: {"fig12_vhp": snapshots("VHP")}),
+    "fig13": Target(
+        ["VHP + WU (20 epochs)"],
+        1,
+        lambda: {"fig13_wu20": snapshots("VHP + WU (20 epochs)")},
+    ),
+    "fig14": Target(
+        ["VHP + WU (200 epochs)"],
+        1,
+        lambda: {"fig14_wu200": snapshots("VHP + WU (200 epochs)")},
+    ),
+    "fig15": Target(PAPER_ROWS, 1, fig15),
+    "fig16": Target(
+        ["VHP + REWO (K = 1)"],
+        1,
+        lambda: {"fig16_elbo": snapshots("VHP + REWO (K = 1)")},
+    ),
+    "fig18": Target(COMPARED, 1, fig18),
+}
+
+
+def main() -> None:
+    """Reproduces as the flags say."""
+    if FLAGS.target not in TARGETS:
+        raise cli.UsageError(
+            f"--target must be one of {', '.join(TARGETS)}; got {FLAGS.target!r}"
+        )
+    target = TARGETS[FLAGS.target]
+    names = target.rows if FLAGS.rows is None else FLAGS.rows
+    unknown = [name for name in names if name not in target.rows]
+    if unknown:
+        raise cli.UsageError(
+            f"{FLAGS.target} has no row {unknown[0]!r}; there are: "
+            f"{'; '.join(target.rows)}"
+        )
+    deadline = time.monotonic() + 60.0 * FLAGS.budget_minutes
+    seeds = FLAGS.num_seeds if target.seeds is None else target.seeds
+    train_rows(names, seeds, deadline)
+    output = Path(FLAGS.output)
+    if FLAGS.target == "table1":
+        write_table1(target.rows, output)
+    figures.save_all(target.draw(), output / "figures")
+
+
+if __name__ == "__main__":
+    cli.Command(__doc__, main).run()

@@ -179,6 +179,7 @@ def rewo_alternative(
     _check_positive(kappa=kappa, nu=nu, tau=tau, beta_init=beta_init)
     if beta_init >= 1.0:
         raise ValueError(f"beta_init must be below 1, got {beta_init}")
+    _check_alpha(alpha)
     gamma_init = (1.0 / beta_init - 1.0) / tau
 
     def init() -> BetaState:
@@ -246,6 +247,7 @@ def _multiplicative_scheme(
     limits: tuple[float, float] | None,
 ) -> BetaScheme:
     """Beta <- beta exp(log_step(beta, C_hat - kappa^2)) outside the initial phase."""
+    _check_alpha(alpha)
 
     def init() -> BetaState:
         return _initial_state(beta_init, two_phases)
@@ -269,6 +271,7 @@ def _scheduled_scheme(
     schedule: Callable[[Counter], Scalar], beta_init: float, kappa: float, alpha: float
 ) -> BetaScheme:
     """beta_t = schedule(t), t = 1, 2, ...; C_hat is kept for the record."""
+    _check_alpha(alpha)
 
     def init() -> BetaState:
         return _initial_state(beta_init, two_phases=False)
@@ -297,7 +300,12 @@ def _running_average(state: BetaState, constraint: Scalar, alpha: float) -> Scal
     return jnp.where(state.step == 0, constraint, average)
 
 
-def _check_positive(**arguments: float) -> None:
+def _check_positive(**arguments: float | int) -> None:
     for name, value in arguments.items():
         if not (value > 0.0 and math.isfinite(value)):
             raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0.0 <= alpha < 1.0:
+        raise ValueError(f"alpha must be in [0, 1), got {alpha}")

@@ -267,10 +267,7 @@ def plot_snapshots(
                 f"snapshot of step {snapshot.step} has {len(mean)} means, "
                 f"{len(scale)} scales, {len(color)} colours; wanted as many of each"
             )
-        if color_by == "angle":
-            colors = _cyclic_map()(np.mod(color, 2 * np.pi) / (2 * np.pi))
-        else:
-            colors = _class_map(len(labels))(np.searchsorted(labels, color))
+        colors = _point_colors(color, color_by, labels)
         axes = [figure.add_subplot(panels[row, column]) for row in range(3)]
         x, y = mean.T
         grey = scale / scale.mean()
@@ -306,6 +303,47 @@ def plot_snapshots(
     bar_ax.yaxis.set_major_locator(FixedLocator([0.5, 1.0, 2.0]))
     bar_ax.yaxis.set_major_formatter(FixedFormatter(["½", "1", "2"]))
     bar_ax.yaxis.set_minor_locator(FixedLocator([]))
+    return figure
+
+
+@_styled
+def plot_latent_spaces(
+    spaces: Mapping[str, Snapshot], *, color_by: Literal["angle", "class"] = "angle"
+) -> Figure:
+    """Draws trained latent spaces side by side, posterior above prior (Figs. 5, 18).
+
+    Args:
+        spaces: for each method (a column each) its latent space.
+        color_by: "angle" (radians; cyclic colours and a wheel as key) or "class".
+
+    Returns:
+        The figure. The two rows of a column share their limits.
+
+    Raises:
+        ValueError: no spaces, or arrays of the wrong shape.
+    """
+    _want_some("spaces", spaces)
+    columns = len(spaces)
+    figure = Figure(figsize=(2.5 * columns + 1.4, 5.2), layout="constrained")
+    grid = figure.add_gridspec(2, columns + 1, width_ratios=[1.0] * columns + [0.5])
+    labels = np.unique(np.concatenate([np.asarray(s.color) for s in spaces.values()]))
+    for column, (name, space) in enumerate(spaces.items()):
+        mean = _points("posterior_mean", space.posterior_mean)
+        prior = _points("prior_samples", space.prior_samples)
+        colors = _point_colors(np.asarray(space.color), color_by, labels)
+        upper, lower = (figure.add_subplot(grid[row, column]) for row in range(2))
+        upper.scatter(mean[:, 0], mean[:, 1], 2.5, colors, linewidths=0)
+        lower.scatter(prior[:, 0], prior[:, 1], 2.5, "#3A3A3A", linewidths=0, alpha=0.6)
+        upper.set_title(name)
+        for ax in (upper, lower):
+            _square(ax, np.concatenate([mean, prior]))
+        if column == 0:
+            upper.set_ylabel("posterior mean")
+            lower.set_ylabel("prior samples")
+    if color_by == "angle":
+        _draw_wheel(figure, grid[0, columns])
+    else:
+        _draw_class_key(figure, grid[0, columns], labels)
     return figure
 
 
@@ -695,6 +733,13 @@ def _draw_wheel(figure: Figure, place: SubplotSpec) -> None:
     ax.grid(visible=False)
     ax.spines["polar"].set_visible(False)
     ax.text(0, 0, "angle", ha="center", va="center", fontsize=8)
+
+
+def _point_colors(color: NDArray, color_by: str, labels: NDArray) -> NDArray:
+    """RGBA of each point, [N, 4]."""
+    if color_by == "angle":
+        return _cyclic_map()(np.mod(color, 2 * np.pi) / (2 * np.pi))
+    return _class_map(len(labels))(np.searchsorted(labels, color))
 
 
 def _draw_class_key(figure: Figure, place: SubplotSpec, labels: NDArray) -> None:

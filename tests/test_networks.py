@@ -1,0 +1,272 @@
+"""Initialisations as exact linear maps, scales and centring."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vhp_jax.model import VAE
+from vhp_jax.networks import MLP, Flat, GaussianDecoder, NormalMLP, centre
+from vhp_jax.priors import StandardNormal
+
+# One set of shapes in the whole file: each new one costs a compilation.
+DEPTHS = [(8,), (8, 8, 8)]
+INITIALISATIONS = ["he", "looks_linear"]
+
+
+def random(shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def shaken(params, size=0.3):
+    """`params` with noise on every leaf, biases included."""
+    generator = np.random.default_rng(3)
+    return jax.tree.map(
+        lambda leaf: jnp.float32(leaf + size * generator.normal(size=leaf.shape)),
+        params,
+    )
+
+
+def additivity_gap(network, params):
+    """Largest |f(2x - 3y) - 2f(x) + 3f(y)| over 20 random pairs of four inputs."""
+    x, y = random((20, 4), 1), random((20, 4), 2)
+    f = lambda inputs: network.apply(params, inputs)  # noqa: E731
+    return float(jnp.abs(f(2.0 * x - 3.0 * y) - 2.0 * f(x) + 3.0 * f(y)).max())
+
+
+def numpy_mlp(layers, x):
+    """Dense layers with ReLU between them, in float64."""
+    for index in range(len(layers)):
+        layer = layers[f"Dense_{index}"]
+        x = x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"])
+        x = np.maximum(x, 0.0) if index < len(layers) - 1 else x
+    return x
+
+
+# --- Looks-linear --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hidden", DEPTHS)
+def test_looks_linear_is_exactly_linear_at_the_start(hidden):
+    network = MLP(hidden, 4, "looks_linear")
+    params = network.init(jax.random.key(0), jnp.zeros((1, 4)))
+    assert additivity_gap(network, params) < 1e-5
+    assert float(jnp.abs(network.apply(params, random((20, 4)))).max()) > 0.5
+
+
+@pytest.mark.parametrize("hidden", DEPTHS)
+def test_looks_linear_equals_the_product_of_its_unmirrored_kernels(hidden):
+    network = MLP(hidden, 4, "looks_linear")
+    params = network.init(jax.random.key(0), jnp.zeros((1, 4)))
+    layers = params["params"]
+    product = np.eye(4)
+    for index in range(len(hidden) + 1):
+        kernel = np.asarray(layers[f"Dense_{index}"]["kernel"], np.float64)
+        rows = len(kernel) // 2 if index > 0 else len(kernel)
+        columns = kernel.shape[1] // 2 if index < len(hidden) else kernel.shape[1]
+        product = product @ kernel[:rows, :columns]
+        if index > 0:
+            np.testing.assert_array_equal(kernel[:rows], -kernel[rows:])
+        if index < len(hidden):
+            np.testing.assert_array_equal(kernel[:, :columns], -kernel[:, columns:])
+    x = random((20, 4))
+    np.testing.assert_allclose(network.apply(params, x), x @ product, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_looks_linear_is_orthogonal_up_to_the_head_scale(scale):
+    network = MLP((8, 8, 8), 4, "looks_linear", head_scale=scale)
+    params = network.init(jax.random.key(0), jnp.zeros((1, 4)))
+    matrix = network.apply(params, jnp.eye(4))
+    singular = np.linalg.svd(matrix, compute_uv=False)
+    np.testing.assert_allclose(singular, scale, rtol=1e-5)
+
+
+def test_looks_linear_leaves_every_unit_free_to_bend():
+    network = MLP((8, 8, 8), 4, "looks_linear")
+    params = network.init(jax.random.key(0), jnp.zeros((1, 4)))
+    assert additivity_gap(network, shaken(params)) > 0.1
+    gradient = jax.grad(lambda p: jnp.sum(jnp.sin(network.apply(p, random((20, 4))))))
+    mirrored = gradient(params)["params"]["Dense_0"]["kernel"]
+    assert float(jnp.abs(mirrored[:, :4] + mirrored[:, 4:]).max()) > 1e-3
+
+
+# --- He ------------------------------------------------------------------------------
+
+
+def test_he_kernels_have_variance_two_over_fan_in_and_the_head_one():
+    network = MLP((300, 200), 100, "he", head_scale=0.5)
+    layers = network.init(jax.random.key(0), jnp.zeros((1, 400)))["params"]
+    wanted = {"Dense_0": 2.0 / 400, "Dense_1": 2.0 / 300, "Dense_2": 0.25 / 200}
+    for name, variance in wanted.items():
+        kernel = np.asarray(layers[name]["kernel"], np.float64)
+        # Five standard errors of a variance, no wider than for a normal.
+        error = 5.0 * np.sqrt(2.0 / kernel.size)
+        np.testing.assert_allclose(kernel.var(), variance, rtol=error)
+        assert abs(kernel.mean()) < 5.0 * np.sqrt(variance / kernel.size)
+        chex.assert_trees_all_equal(layers[name]["bias"], jnp.zeros(kernel.shape[1]))
+
+
+def test_he_is_not_linear():
+    network = MLP((8, 8, 8), 4, "he")
+    params = network.init(jax.random.key(0), jnp.zeros((1, 4)))
+    assert additivity_gap(network, params) > 0.1
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "He", ""])
+def test_an_unknown_initialisation_is_an_error(name):
+    with pytest.raises(ValueError, match=f"'he' or 'looks_linear', got '{name}'"):
+        MLP((8,), 4, name).init(jax.random.key(0), jnp.zeros((1, 4)))
+
+
+# --- Forward passes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("initialisation", INITIALISATIONS)
+@pytest.mark.parametrize("batch", [(20,), (2, 5)])
+def test_mlp_equals_numpy_for_any_leading_axes(initialisation, batch):
+    network = MLP((8, 8, 8), 4, initialisation)
+    params = shaken(network.init(jax.random.key(0), jnp.zeros((1, 4))))
+    x = random((*batch, 4))
+    wanted = numpy_mlp(params["params"], np.asarray(x, np.float64))
+    output = network.apply(params, x)
+    assert output.shape == (*batch, 4)
+    np.testing.assert_allclose(output, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(network.apply)(params, x), output, atol=1e-5)
+
+
+def test_normal_mlp_splits_its_head_into_mean_and_log_scale():
+    network = NormalMLP((8, 8), 4)
+    params = shaken(network.init(jax.random.key(0), jnp.zeros((1, 4))))
+    x = random((20, 4))
+    wanted = numpy_mlp(params["params"]["MLP_0"], np.asarray(x, np.float64))
+    normal = network.apply(params, x)
+    np.testing.assert_allclose(normal.mean, wanted[:, :4], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(normal.log_scale, wanted[:, 4:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("initialisation", INITIALISATIONS)
+@pytest.mark.parametrize("scale_init", [0.05, 1.0])
+def test_normal_mlp_starts_with_one_scale_for_every_example(initialisation, scale_init):
+    network = NormalMLP((8, 8), 4, initialisation, scale_init=scale_init)
+    params = network.init(jax.random.key(0), jnp.zeros((1, 4)))
+    normal = network.apply(params, 10.0 * random((20, 4)))
+    chex.assert_shape(normal, (20, 4))
+    np.testing.assert_allclose(normal.scale, scale_init, rtol=1e-6)
+    assert (normal.mean.std(axis=0) > 0.1).all()
+
+
+def test_the_head_scale_multiplies_the_mean_and_not_the_scale():
+    def start(head_scale):
+        network = NormalMLP((8, 8), 4, "looks_linear", head_scale, scale_init=0.3)
+        params = network.init(jax.random.key(0), jnp.zeros((1, 4)))
+        return network.apply(params, random((20, 4)))
+
+    one, small = start(1.0), start(0.01)
+    np.testing.assert_allclose(small.mean, 0.01 * one.mean, rtol=1e-4, atol=1e-7)
+    chex.assert_trees_all_equal(small.log_scale, one.log_scale)
+
+
+def test_gaussian_decoder_has_one_learned_scale():
+    network = GaussianDecoder((8,), 4, scale_init=0.2)
+    params = network.init(jax.random.key(0), jnp.zeros((1, 4)))
+    likelihood = network.apply(params, random((2, 5, 4)))
+    assert likelihood.mean.shape == (2, 5, 4)
+    assert likelihood.log_scale.shape == ()
+    np.testing.assert_allclose(likelihood.scale, 0.2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("log_scale", "wanted", "slope"), [(-7.0, -4.0, 0.0), (-3.0, -3.0, 1.0)]
+)
+def test_the_decoder_s_log_scale_is_limited_from_below(log_scale, wanted, slope):
+    network = GaussianDecoder((8,), 4, min_log_scale=-4.0)
+    params = network.init(jax.random.key(0), jnp.zeros((1, 4)))
+
+    def limited(log_scale):
+        variables = {"params": {**params["params"], "log_scale": log_scale}}
+        return network.apply(variables, jnp.zeros((1, 4))).log_scale
+
+    value, gradient = jax.value_and_grad(limited)(jnp.float32(log_scale))
+    assert (float(value), float(gradient)) == (wanted, slope)
+
+
+def test_the_default_limit_of_the_log_scale_is_minus_six():
+    params = GaussianDecoder((8,), 4, scale_init=1e-6)
+    variables = params.init(jax.random.key(0), jnp.zeros((1, 4)))
+    assert float(params.apply(variables, jnp.zeros((1, 4))).log_scale) == -6.0
+
+
+def test_flat_is_its_network_on_flattened_images():
+    network = NormalMLP((8, 8), 4)
+    images = random((20, 2, 2))
+    params = shaken(Flat(network).init(jax.random.key(0), images))
+    inner = {"params": params["params"]["network"]}
+    chex.assert_trees_all_equal(
+        Flat(network).apply(params, images), network.apply(inner, images.reshape(20, 4))
+    )
+
+
+# --- Centring ------------------------------------------------------------------------
+
+
+def centred_model(initialisation, hidden):
+    model = VAE(
+        Flat(NormalMLP(hidden, 4, initialisation)),
+        GaussianDecoder(hidden, 4, initialisation),
+        StandardNormal(4),
+    )
+    params = model.init(jax.random.key(0), (2, 2))
+    mean = np.random.default_rng(0).uniform(0.1, 0.9, 4)
+    return model, params, mean
+
+
+# Twelve hidden layers: the last one is Dense_12, which sorts before Dense_2 as text.
+@pytest.mark.parametrize("initialisation", INITIALISATIONS)
+@pytest.mark.parametrize("hidden", [(8, 8), (8,) * 12])
+def test_centre_maps_the_mean_image_to_the_origin_and_back(initialisation, hidden):
+    model, params, mean = centred_model(initialisation, hidden)
+    image = jnp.asarray(mean, jnp.float32).reshape(1, 2, 2)
+    params = centre(params, mean)
+    assert float(model.encode(params, random((20, 2, 2))).mean.std()) > 1e-3
+    np.testing.assert_allclose(model.encode(params, image).mean, 0.0, atol=1e-5)
+    np.testing.assert_allclose(
+        model.reconstruct(params, jnp.zeros((1, 4)))[0], mean, rtol=1e-6
+    )
+
+
+def test_centre_leaves_the_head_s_bias_where_it_was():
+    model, params, mean = centred_model("looks_linear", (8, 8))
+    head = params.encoder["params"]["network"]["MLP_0"]["Dense_2"]
+    head["bias"] = jnp.asarray([0.5, -0.25, 0.0, 0.0, 0.1, 0.2, 0.0, 0.0])
+    image = jnp.asarray(mean, jnp.float32).reshape(1, 2, 2)
+    q_z = model.encode(centre(params, mean), image)
+    np.testing.assert_allclose(q_z.mean, [[0.5, -0.25, 0.0, 0.0]], atol=1e-6)
+    np.testing.assert_allclose(q_z.log_scale, [[0.1, 0.2, 0.0, 0.0]], atol=1e-6)
+
+
+def test_centre_changes_two_biases_and_no_more():
+    _, params, mean = centred_model("he", (8, 8))
+    before = jax.tree_util.tree_leaves_with_path(params)
+    after = jax.tree_util.tree_leaves_with_path(centre(params, mean))
+    changed = [
+        jax.tree_util.keystr(path)
+        for (path, old), (new_path, new) in zip(before, after, strict=True)
+        if path != new_path or not np.array_equal(old, new)
+    ]
+    assert changed == [
+        ".encoder['params']['network']['MLP_0']['Dense_0']['bias']",
+        ".decoder['params']['MLP_0']['Dense_2']['bias']",
+    ]
+
+
+def test_centre_subtracts_the_mean_from_every_input():
+    model, params, mean = centred_model("looks_linear", (8, 8))
+    images = random((20, 2, 2))
+    shift = jnp.asarray(mean, jnp.float32).reshape(1, 2, 2)
+    np.testing.assert_allclose(
+        model.encode(centre(params, mean), images + jnp.tile(shift, (20, 1, 1))).mean,
+        model.encode(params, images).mean,
+        atol=1e-5,
+    )

@@ -1,0 +1,350 @@
+"""Importance weights for p(z) against closed forms and against quadrature."""
+
+import math
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import logsumexp
+
+from vhp_jax.distributions import DiagonalNormal
+from vhp_jax.networks import NormalMLP
+from vhp_jax.objectives import iw_bound
+from vhp_jax.priors import HierarchicalPrior, Prior, StandardNormal
+from vhp_jax.types import Params
+
+# --- A prior with a density in closed form -------------------------------------------
+
+
+class Affine(nn.Module):
+    """N(x W + b, diag(scale^2)), one scale for every input."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        mean = nn.Dense(self.features)(x)
+        log_scale = self.param("log_scale", nn.initializers.zeros, (self.features,))
+        return DiagonalNormal(mean, jnp.broadcast_to(log_scale, mean.shape))
+
+
+def affine(weight, bias, scale):
+    """Variables of an `Affine`."""
+    dense = {"kernel": jnp.float32(weight), "bias": jnp.float32(bias)}
+    return {"params": {"Dense_0": dense, "log_scale": jnp.float32(np.log(scale))}}
+
+
+# z = zeta W + b + s eps. The rows of W are orthogonal, so that p(zeta|z) is diagonal.
+TURN = np.array([[0.8, 0.6], [-0.6, 0.8]])
+W = np.diag([1.5, 0.5]) @ TURN
+B = np.array([0.3, -0.7])
+S = 0.6
+COVARIANCE = W.T @ W + S**2 * np.eye(2)
+MARGINAL = stats.multivariate_normal(B, COVARIANCE)
+LINEAR_PRIOR = HierarchicalPrior(Affine(2), Affine(2), latent_dim=2, inner_dim=2)
+POINTS = np.array([[0.1, 0.2], [1.8, -1.0], [-2.0, 0.5], [0.4, 2.2]], np.float32)
+
+
+def linear_params(exact):
+    """Theta of the model above; Phi its exact posterior or a wrong Gaussian."""
+    variance = 1.0 / (1.0 + np.diag(W @ W.T) / S**2)
+    gain = W.T / S**2 * variance
+    posterior = affine(gain, -B @ gain, np.sqrt(variance))
+    if not exact:
+        posterior = affine(0.6 * gain, 0.3 - B @ gain, [0.7, 0.9])
+    return Params({}, {}, {"encoder": posterior, "decoder": affine(W, B, [S, S])})
+
+
+# --- The real networks, with a density by quadrature ---------------------------------
+
+REAL_PRIOR = HierarchicalPrior(
+    NormalMLP((8,), 2, scale_init=0.7),
+    NormalMLP((8,), 2, scale_init=0.5),
+    latent_dim=2,
+    inner_dim=2,
+)
+
+
+def real_params():
+    """Random weights, biases and heads: scales and means depend on the input."""
+    params = jax.jit(REAL_PRIOR.init)(jax.random.key(0))
+    generator = np.random.default_rng(0)
+    return Params(
+        {},
+        {},
+        jax.tree.map(
+            lambda leaf: jnp.float32(leaf + 0.25 * generator.normal(size=leaf.shape)),
+            params,
+        ),
+    )
+
+
+def numpy_normal(variables, x):
+    """Forward pass of `NormalMLP` in float64: mean and log-scale."""
+    layers = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+    layers = layers["params"]["MLP_0"]
+    for index in range(len(layers)):
+        layer = layers[f"Dense_{index}"]
+        x = x @ layer["kernel"] + layer["bias"]
+        x = np.maximum(x, 0.0) if index < len(layers) - 1 else x
+    return np.split(x, 2, axis=-1)
+
+
+def zeta_grid(size=401, limit=7.0):
+    """Nodes [size^2, 2] and the log of their quadrature weights times N(0, I)."""
+    axis, step = np.linspace(-limit, limit, size, retstep=True)
+    zeta = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    return zeta, stats.norm.logpdf(zeta).sum(axis=-1) + 2.0 * np.log(step)
+
+
+def quadrature_log_prob(params, z):
+    """Log p(z) = log int p(z|zeta) N(zeta; 0, I) d zeta on a dense grid."""
+    zeta, log_measure = zeta_grid()
+    mean, log_scale = numpy_normal(params.prior["decoder"], zeta)
+    return np.array(
+        [
+            logsumexp(
+                stats.norm.logpdf(point, mean, np.exp(log_scale)).sum(axis=-1)
+                + log_measure
+            )
+            for point in np.asarray(z, np.float64)
+        ]
+    )
+
+
+# --- Shared machinery ----------------------------------------------------------------
+
+
+def weights(prior, params, z, num_samples, seed=0):
+    """Log-weights float64 [K, B] of one call."""
+    log_w = jax.jit(prior.log_weights, static_argnums=3)(
+        params, jax.random.key(seed), jnp.asarray(z), num_samples
+    )
+    assert log_w.dtype == jnp.float32
+    return np.asarray(log_w, np.float64)
+
+
+def assert_bounds_rise_towards(log_w, log_p, margin=5.0):
+    """Bounds of K = 1, 4, 16, 64 from the same draws, `margin` standard errors apart.
+
+    The bound of K draws is averaged over the disjoint groups of K among 64, so that
+    the difference of two bounds is paired.
+
+    Args:
+      log_w: [64 R, B] log-weights.
+      log_p: [B] the true log p(z), averaged over the B points.
+      margin: standard errors.
+    """
+    log_w = jnp.float32(log_w.reshape(-1, 64, log_w.shape[1]))  # [R, 64, B]
+    bounds = []
+    for k in (1, 4, 16, 64):
+        groups = log_w.reshape(log_w.shape[0], 64 // k, k, -1)
+        bound = iw_bound(jnp.moveaxis(groups, 2, 0))  # [R, 64 / K, B]
+        bounds.append(np.asarray(bound, np.float64).mean(axis=(1, 2)))  # [R]
+    bounds.append(np.full_like(bounds[0], log_p.mean()))
+    for lower, upper in zip(bounds, bounds[1:], strict=False):
+        gap = upper - lower
+        assert gap.mean() > margin * gap.std() / np.sqrt(len(gap))
+    assert (bounds[-1] - bounds[-2]).mean() < 0.1 * (bounds[-1] - bounds[0]).mean()
+
+
+def assert_average_is(log_w, log_p, margin=5.0):
+    """The average weight is p(z) within `margin` standard errors, and these are small."""
+    ratio = np.exp(log_w - log_p)
+    error = ratio.std(axis=0) / np.sqrt(len(ratio))
+    assert (error < 0.02).all()
+    assert (np.abs(ratio.mean(axis=0) - 1.0) < margin * error).all()
+
+
+# --- Standard normal -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_samples", [1, 7])
+def test_standard_normal_gives_one_exact_weight(num_samples):
+    log_w = weights(StandardNormal(2), Params({}, {}, {}), POINTS, num_samples)
+    wanted = stats.multivariate_normal(np.zeros(2)).logpdf(POINTS)
+    np.testing.assert_allclose(log_w, wanted[None], rtol=1e-6)
+
+
+def test_standard_normal_learns_nothing_and_samples_itself():
+    prior = StandardNormal(3)
+    assert jax.tree.leaves(prior.init(jax.random.key(0))) == []
+    z = np.asarray(prior.sample(Params({}, {}, {}), jax.random.key(1), 20_000))
+    assert z.shape == (20_000, 3)
+    np.testing.assert_allclose(z.mean(axis=0), 0.0, atol=5 / np.sqrt(20_000))
+    np.testing.assert_allclose(
+        np.cov(z, rowvar=False), np.eye(3), atol=5 * np.sqrt(2 / 20_000)
+    )
+
+
+@pytest.mark.parametrize("prior", [StandardNormal(2), LINEAR_PRIOR])
+def test_priors_follow_the_protocol_and_can_be_static_arguments(prior):
+    assert isinstance(prior, Prior)
+    assert prior.latent_dim == 2
+    assert hash(prior) == hash(type(prior)(**vars(prior)))
+
+
+# --- Linear-Gaussian hierarchical prior ----------------------------------------------
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("num_samples", [1, 5])
+def test_weights_equal_their_definition_in_float64_on_the_same_draws(
+    exact, num_samples
+):
+    params = linear_params(exact)
+    log_w = weights(LINEAR_PRIOR, params, POINTS, num_samples, seed=3)
+    noise = jax.random.normal(jax.random.key(3), (num_samples, 4, 2))
+    phi = jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float64), params.prior["encoder"]["params"]
+    )
+    mean = POINTS @ phi["Dense_0"]["kernel"] + phi["Dense_0"]["bias"]
+    zeta = mean + np.exp(phi["log_scale"]) * np.asarray(noise, np.float64)
+    log_p_z = stats.norm.logpdf(POINTS, zeta @ W + B, S)
+    log_p_zeta = stats.norm.logpdf(zeta)
+    log_q = stats.norm.logpdf(zeta, mean, np.exp(phi["log_scale"]))
+    wanted = (log_p_z + log_p_zeta - log_q).sum(axis=-1)
+    np.testing.assert_allclose(log_w, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_with_one_draw_the_bound_is_the_one_sample_elbo():
+    """log p(z|zeta) - [log q(zeta|z) - log p(zeta)] of the very same draw."""
+    params, key = linear_params(exact=False), jax.random.key(4)
+    z = jnp.asarray(POINTS)
+    bound = iw_bound(LINEAR_PRIOR.log_weights(params, key, z, 1))
+    q_zeta = LINEAR_PRIOR.posterior(params, z)
+    zeta = np.asarray(q_zeta.sample_many(key, 1)[0], np.float64)
+    reconstruction = stats.norm.logpdf(POINTS, zeta @ W + B, S).sum(axis=1)
+    kl = stats.norm.logpdf(zeta, q_zeta.mean, q_zeta.scale) - stats.norm.logpdf(zeta)
+    np.testing.assert_allclose(bound, reconstruction - kl.sum(axis=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 50])
+def test_the_exact_posterior_gives_log_p_z_with_every_draw(num_samples):
+    log_w = weights(LINEAR_PRIOR, linear_params(exact=True), POINTS, num_samples)
+    wanted = MARGINAL.logpdf(POINTS)
+    assert log_w.shape == (num_samples, 4)
+    np.testing.assert_allclose(log_w, np.tile(wanted, (num_samples, 1)), atol=2e-5)
+    np.testing.assert_allclose(iw_bound(jnp.float32(log_w)), wanted, atol=2e-5)
+
+
+def test_with_a_wrong_posterior_the_average_weight_is_still_p_z():
+    log_w = weights(LINEAR_PRIOR, linear_params(exact=False), POINTS, 64 * 600)
+    assert log_w.std(axis=0).min() > 0.3
+    assert_average_is(log_w, MARGINAL.logpdf(POINTS))
+
+
+def test_the_bound_rises_with_k_and_stays_under_log_p_z():
+    log_w = weights(LINEAR_PRIOR, linear_params(exact=False), POINTS, 64 * 600)
+    assert_bounds_rise_towards(log_w, MARGINAL.logpdf(POINTS))
+
+
+def test_samples_have_the_closed_form_s_moments():
+    num_samples = 40_000
+    z = jax.jit(LINEAR_PRIOR.sample, static_argnums=2)(
+        linear_params(exact=True), jax.random.key(5), num_samples
+    )
+    whitened = (np.asarray(z, np.float64) - B) @ np.linalg.inv(
+        np.linalg.cholesky(COVARIANCE)
+    ).T
+    for column in whitened.T:
+        assert stats.kstest(column, "norm").pvalue > 0.01
+    np.testing.assert_allclose(
+        np.cov(whitened, rowvar=False), np.eye(2), atol=5 * np.sqrt(2 / num_samples)
+    )
+
+
+def test_through_z_the_exact_weights_have_the_gradient_of_log_p_z():
+    def total(z):
+        params = linear_params(exact=True)
+        return jnp.sum(iw_bound(LINEAR_PRIOR.log_weights(params, key, z, 3)))
+
+    key = jax.random.key(6)
+    wanted = -(POINTS - B) @ np.linalg.inv(COVARIANCE)
+    gradient = jax.jit(jax.grad(total))(jnp.asarray(POINTS))
+    np.testing.assert_allclose(gradient, wanted, atol=1e-4)
+
+
+# --- The real networks ---------------------------------------------------------------
+
+
+def test_the_quadrature_finds_the_closed_form_of_the_linear_prior():
+    """Checks the checker: the same grid on the linear-Gaussian prior."""
+    zeta, log_measure = zeta_grid()
+    for point, wanted in zip(POINTS, MARGINAL.logpdf(POINTS), strict=True):
+        log_p = stats.norm.logpdf(point, zeta @ W + B, S).sum(axis=-1)
+        np.testing.assert_allclose(logsumexp(log_p + log_measure), wanted, atol=1e-9)
+
+
+def test_importance_average_of_the_real_networks_converges_to_the_quadrature():
+    params = real_params()
+    log_p = quadrature_log_prob(params, POINTS)
+    assert np.ptp(log_p) > 0.5
+    log_w = weights(REAL_PRIOR, params, POINTS, 64 * 600)
+    assert_average_is(log_w, log_p)
+    np.testing.assert_allclose(
+        logsumexp(log_w, axis=0) - math.log(len(log_w)), log_p, atol=0.05
+    )
+
+
+def test_the_bound_of_the_real_networks_rises_with_k_under_the_quadrature():
+    params = real_params()
+    log_w = weights(REAL_PRIOR, params, POINTS, 64 * 600)
+    assert_bounds_rise_towards(log_w, quadrature_log_prob(params, POINTS))
+
+
+def test_samples_of_the_real_networks_have_the_moments_of_the_quadrature():
+    params, num_samples = real_params(), 40_000
+    zeta, log_measure = zeta_grid()
+    mean, log_scale = numpy_normal(params.prior["decoder"], zeta)
+    measure = np.exp(log_measure)[:, None]
+    assert abs(measure.sum() - 1.0) < 1e-9
+    first = (measure * mean).sum(axis=0)
+    second = (measure * mean).T @ mean + np.diag(
+        (measure * np.exp(2.0 * log_scale)).sum(axis=0)
+    )
+    z = np.asarray(
+        jax.jit(REAL_PRIOR.sample, static_argnums=2)(
+            params, jax.random.key(7), num_samples
+        ),
+        np.float64,
+    )
+    assert z.shape == (num_samples, 2)
+    moments = np.column_stack([z, z[:, :1] * z, z[:, 1] ** 2])
+    wanted = np.array([*first, *second[0], second[1, 1]])
+    error = moments.std(axis=0) / np.sqrt(num_samples)
+    assert (np.abs(moments.mean(axis=0) - wanted) < 5.0 * error).all()
+
+
+def test_the_density_of_the_real_networks_integrates_to_one_over_z():
+    params = real_params()
+    axis, step = np.linspace(-9.0, 9.0, 73, retstep=True)
+    z = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2).astype(np.float32)
+    log_w = weights(REAL_PRIOR, params, z, 200)
+    mass = np.exp(logsumexp(log_w, axis=0) - math.log(200)).sum() * step**2
+    np.testing.assert_allclose(mass, 1.0, atol=0.02)
+
+
+def test_log_weights_and_samples_are_the_same_eager_and_jitted():
+    params, key, z = real_params(), jax.random.key(8), jnp.asarray(POINTS)
+    eager = REAL_PRIOR.log_weights(params, key, z, 5), REAL_PRIOR.sample(params, key, 6)
+    jitted = (
+        jax.jit(REAL_PRIOR.log_weights, static_argnums=3)(params, key, z, 5),
+        jax.jit(REAL_PRIOR.sample, static_argnums=2)(params, key, 6),
+    )
+    chex.assert_trees_all_close(eager, jitted, rtol=1e-5, atol=1e-5)
+
+
+def test_encoder_and_decoder_start_from_different_draws():
+    variables = jax.jit(REAL_PRIOR.init)(jax.random.key(0))
+    assert set(variables) == {"encoder", "decoder"}
+    first, second = (
+        variables[name]["params"]["MLP_0"]["Dense_0"]["kernel"]
+        for name in ("encoder", "decoder")
+    )
+    assert first.shape == second.shape == (2, 8)
+    assert not np.isclose(first, second).any()

@@ -522,6 +522,7 @@ class _Trainer:
             "versions": versions(),
             "git_revision": git_revision(),
             "device": str(jax.devices()[0].device_kind),
+            "hardware": hardware(),
             "wall_seconds": seconds,
             "examples_per_second": self.step * config.batch_size / seconds,
         }
@@ -573,6 +574,14 @@ class Progress:
             self._bar.write(text, file=sys.stdout)
         else:
             print(text, flush=True)
+
+
+def hardware() -> str:
+    """What a run had to itself: the accelerators, or the usable CPU cores."""
+    devices = jax.devices()
+    if devices[0].platform != "cpu":
+        return f"{len(devices)} x {devices[0].device_kind}"
+    return f"CPU, {len(os.sched_getaffinity(0))} core(s)"
 
 
 def versions() -> dict[str, str]:

@@ -28,9 +28,9 @@ DATA = np.random.default_rng(0).uniform(0.0, 1.0, (NUM_EXAMPLES, 3)).astype(np.f
 def toy_objective(params: Params, key: jax.Array, x: jax.Array) -> Terms:
     """Noisy squared errors in which every part of the parameters has a gradient."""
     noise = 0.01 * jax.random.normal(key, x.shape)
-    error = x + noise - params.encoder["w"] - params.decoder["w"]
-    squared = jnp.sum(jnp.square(error), axis=-1)
-    rate = jnp.square(params.encoder["w"] - params.prior["w"]) + x * params.prior["w"]
+    encoder, decoder, prior = (part["w"][None] for part in params)  # [1, 3]
+    squared = jnp.sum(jnp.square(x + noise - encoder - decoder), axis=-1)
+    rate = jnp.square(encoder - prior) + x * prior
     return Terms(squared, jnp.sum(rate, axis=-1), squared / 3.0)
 
 

@@ -6,7 +6,7 @@ resumed takes the same steps.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import flax.struct
 import jax
@@ -39,6 +39,7 @@ class OptimizerState(NamedTuple):
     prior: PyTree
 
 
+@no_type_check  # JAX rebuilds states around placeholders and with a seed axis.
 class TrainState(flax.struct.PyTreeNode):
     """All that training carries; immutable.
 

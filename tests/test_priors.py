@@ -1,5 +1,6 @@
 """Importance weights for p(z) against closed forms and against quadrature."""
 
+import functools
 import itertools
 import math
 
@@ -73,6 +74,9 @@ REAL_PRIOR = HierarchicalPrior(
 )
 
 
+REAL_POINTS = np.float32(0.6) * POINTS
+
+
 def real_params():
     """Random weights, biases and heads: scales and means depend on the input."""
     params = jax.jit(REAL_PRIOR.init)(jax.random.key(0))
@@ -98,7 +102,7 @@ def numpy_normal(variables, x):
     return np.split(x, 2, axis=-1)
 
 
-def zeta_grid(size=401, limit=7.0):
+def zeta_grid(size=241, limit=7.0):
     """Nodes [size^2, 2] and the log of their quadrature weights times N(0, I)."""
     axis, step = np.linspace(-limit, limit, size, retstep=True)
     zeta = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
@@ -132,6 +136,22 @@ def weights(prior, params, z, num_samples, seed=0):
     return np.asarray(log_w, np.float64)
 
 
+@functools.cache
+def linear_draws():
+    """Log-weights of the linear prior with the wrong posterior, and log p(z)."""
+    params = linear_params(exact=False)
+    log_w = weights(LINEAR_PRIOR, params, POINTS, NUM_DRAWS)
+    return log_w, MARGINAL.logpdf(POINTS)
+
+
+@functools.cache
+def real_draws():
+    """Log-weights of the real networks, and log p(z) by quadrature."""
+    params = real_params()
+    log_w = weights(REAL_PRIOR, params, REAL_POINTS, NUM_DRAWS)
+    return log_w, quadrature_log_prob(params, REAL_POINTS)
+
+
 def assert_bounds_rise_towards(log_w, log_p, margin=5.0):
     """Bounds of K = 1, 4, 16, 64 from the same draws, `margin` standard errors apart.
 
@@ -157,10 +177,10 @@ def assert_bounds_rise_towards(log_w, log_p, margin=5.0):
 
 
 def assert_average_is(log_w, log_p, margin=5.0):
-    """The average weight is p(z) within `margin` standard errors of under 2 %."""
+    """The average weight is p(z) within `margin` standard errors of under 3 %."""
     ratio = np.exp(log_w - log_p)
     error = ratio.std(axis=0) / np.sqrt(len(ratio))
-    assert (error < 0.02).all()
+    assert (error < 0.03).all()
     assert (np.abs(ratio.mean(axis=0) - 1.0) < margin * error).all()
 
 
@@ -219,9 +239,10 @@ def test_with_one_draw_the_bound_is_the_one_sample_elbo():
     """log p(z|zeta) - [log q(zeta|z) - log p(zeta)] of the very same draw."""
     params, key = linear_params(exact=False), jax.random.key(4)
     z = jnp.asarray(POINTS)
-    bound = iw_bound(LINEAR_PRIOR.log_weights(params, key, z, 1))
-    q_zeta = LINEAR_PRIOR.posterior(params, z)
-    zeta = np.asarray(q_zeta.sample_many(key, 1)[0], np.float64)
+    bound = iw_bound(jnp.float32(weights(LINEAR_PRIOR, params, POINTS, 1, seed=4)))
+    q_zeta = jax.jit(LINEAR_PRIOR.posterior)(params, z)
+    draw = jax.jit(lambda q: q.sample_many(key, 1)[0])
+    zeta = np.asarray(draw(q_zeta), np.float64)
     reconstruction = stats.norm.logpdf(POINTS, zeta @ W + B, S).sum(axis=1)
     kl = stats.norm.logpdf(zeta, q_zeta.mean, q_zeta.scale) - stats.norm.logpdf(zeta)
     np.testing.assert_allclose(bound, reconstruction - kl.sum(axis=1), rtol=1e-4)
@@ -237,14 +258,13 @@ def test_the_exact_posterior_gives_log_p_z_with_every_draw(num_samples):
 
 
 def test_with_a_wrong_posterior_the_average_weight_is_still_p_z():
-    log_w = weights(LINEAR_PRIOR, linear_params(exact=False), POINTS, NUM_DRAWS)
+    log_w, log_p = linear_draws()
     assert log_w.std(axis=0).min() > 0.3
-    assert_average_is(log_w, MARGINAL.logpdf(POINTS))
+    assert_average_is(log_w, log_p)
 
 
 def test_the_bound_rises_with_k_and_stays_under_log_p_z():
-    log_w = weights(LINEAR_PRIOR, linear_params(exact=False), POINTS, NUM_DRAWS)
-    assert_bounds_rise_towards(log_w, MARGINAL.logpdf(POINTS))
+    assert_bounds_rise_towards(*linear_draws())
 
 
 def test_samples_have_the_closed_form_s_moments():
@@ -285,10 +305,8 @@ def test_the_quadrature_finds_the_closed_form_of_the_linear_prior():
 
 
 def test_importance_average_of_the_real_networks_converges_to_the_quadrature():
-    params = real_params()
-    log_p = quadrature_log_prob(params, POINTS)
+    log_w, log_p = real_draws()
     assert np.ptp(log_p) > 0.5
-    log_w = weights(REAL_PRIOR, params, POINTS, NUM_DRAWS)
     assert_average_is(log_w, log_p)
     np.testing.assert_allclose(
         logsumexp(log_w, axis=0) - math.log(len(log_w)), log_p, atol=0.05
@@ -296,11 +314,10 @@ def test_importance_average_of_the_real_networks_converges_to_the_quadrature():
 
 
 def test_the_bound_of_the_real_networks_rises_with_k_under_the_quadrature():
-    params = real_params()
-    log_w = weights(REAL_PRIOR, params, POINTS, NUM_DRAWS)
-    assert_bounds_rise_towards(log_w, quadrature_log_prob(params, POINTS))
+    assert_bounds_rise_towards(*real_draws())
 
 
+@pytest.mark.slow
 def test_samples_of_the_real_networks_have_the_moments_of_the_quadrature():
     params, num_samples = real_params(), 40_000
     zeta, log_measure = zeta_grid()
@@ -324,6 +341,7 @@ def test_samples_of_the_real_networks_have_the_moments_of_the_quadrature():
     assert (np.abs(moments.mean(axis=0) - wanted) < 5.0 * error).all()
 
 
+@pytest.mark.slow
 def test_the_density_of_the_real_networks_integrates_to_one_over_z():
     params = real_params()
     axis, step = np.linspace(-9.0, 9.0, 73, retstep=True)
@@ -333,8 +351,9 @@ def test_the_density_of_the_real_networks_integrates_to_one_over_z():
     np.testing.assert_allclose(mass, 1.0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_log_weights_and_samples_are_the_same_eager_and_jitted():
-    params, key, z = real_params(), jax.random.key(8), jnp.asarray(POINTS)
+    params, key, z = real_params(), jax.random.key(8), jnp.asarray(REAL_POINTS)
     eager = REAL_PRIOR.log_weights(params, key, z, 5), REAL_PRIOR.sample(params, key, 6)
     jitted = (
         jax.jit(REAL_PRIOR.log_weights, static_argnums=3)(params, key, z, 5),

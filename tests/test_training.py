@@ -5,6 +5,7 @@ that depend on the model are made again for a small VHP.
 """
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -22,6 +23,8 @@ from vhp_jax.types import Params
 pytestmark = pytest.mark.optax
 
 NUM_EXAMPLES, BATCH_SIZE = 10, 4
+BOTH = ["toy", pytest.param("real", marks=pytest.mark.slow)]
+OFFSET = {"toy": 0.0, "real": 1.0}  # of the data, so that the start is far from fitted
 DATA = np.random.default_rng(0).uniform(0.0, 1.0, (NUM_EXAMPLES, 3)).astype(np.float32)
 
 
@@ -50,6 +53,7 @@ def real_model() -> VAE:
 
 ADAM = training.OptimizerPair(optax.adam(0.05), optax.adam(0.05))
 SGD = training.OptimizerPair(optax.sgd(0.01), optax.sgd(0.01))
+# C_hat of the toy and of the VAE falls below kappa^2 within 80 steps.
 REWO = beta.rewo(kappa=0.6, nu=2.0, alpha=0.5, beta_init=0.01)
 
 
@@ -68,6 +72,24 @@ def make(name: str, scheme=REWO, optimizers=ADAM):
         beta_scheme=scheme,
     )
     return init, step
+
+
+@functools.cache
+def compiled(name: str):
+    """`make`, jitted once for all tests that need no more: init, step and loop."""
+    init, step = make(name)
+    loop = training.jit_train_loop(training.make_train_loop(step, BATCH_SIZE))
+    return jax.jit(init), jax.jit(step), loop
+
+
+def as_data(tree):
+    """Keys as plain integers, for comparisons."""
+
+    def convert(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    return jax.tree.map(convert, tree)
 
 
 def toy_state(seed: int = 0, scheme=REWO, optimizers=ADAM) -> training.TrainState:
@@ -104,16 +126,10 @@ def moved(before, after) -> bool:
 
 def run_over_the_switch(name: str):
     """States before and after each step, and its metrics, from phase 1 into phase 2."""
-    # The toy's and the VAE's C_hat fall below kappa^2 within 40 steps.
-    scheme = {
-        "toy": beta.rewo(kappa=0.6, nu=2.0, alpha=0.5, beta_init=0.01),
-        "real": beta.rewo(kappa=0.75, nu=2.0, alpha=0.5, beta_init=0.01),
-    }[name]
-    init, step = make(name, scheme)
-    state, step = init(jax.random.key(3)), jax.jit(step)
-    x = DATA if name == "toy" else 2.0 + DATA
+    init, step, _ = compiled(name)
+    state, x = init(jax.random.key(3)), jnp.asarray(OFFSET[name] + DATA)
     for number in range(80):
-        after, metrics = step(state, jax.random.key(number), jnp.asarray(x))
+        after, metrics = step(state, jax.random.key(number), x)
         yield state, after, metrics
         state = after
 
@@ -158,7 +174,7 @@ def test_gate_holds_back_gradients_that_are_not_finite():
 def test_schemes_without_phases_move_everything_from_the_first_step():
     scheme = beta.constant(1.0, kappa=0.1)
     state = toy_state(scheme=scheme)
-    step = make("toy", scheme)[1]
+    step = jax.jit(make("toy", scheme)[1])
     after, _ = step(state, jax.random.key(0), jnp.asarray(DATA))
     assert moved(state.params, after.params)
     assert after.opt_state.prior[0].count == 1
@@ -234,24 +250,29 @@ def test_metrics_are_the_means_of_the_terms():
 
 @pytest.mark.parametrize("name", ["toy", "real"])
 def test_step_keeps_structure_and_types(name):
-    init, step = make(name)
+    init, step, _ = compiled(name)
     state = init(jax.random.key(0))
     after, _ = jax.eval_shape(step, state, jax.random.key(0), jnp.asarray(DATA))
     chex.assert_trees_all_equal_structs(state, after)
     for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
-        assert getattr(one, "weak_type", False) == other.weak_type == False  # noqa: E712
+        assert not any(getattr(leaf, "weak_type", False) for leaf in (one, other))
     for params in (state.params, after.params):
-        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.float32}
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {
+            jnp.dtype(jnp.float32)
+        }
     assert state.step.dtype == jnp.int32
 
 
 # --- Batches -------------------------------------------------------------------------
 
 
+batch_indices = jax.jit(training.batch_indices, static_argnums=(2, 3, 4))
+
+
 def indices(first: int, steps: int, batch_size=BATCH_SIZE, num=NUM_EXAMPLES, seed=0):
     key = jax.random.key(seed)
-    found = training.batch_indices(key, jnp.int32(first), steps, batch_size, num)
+    found = batch_indices(key, jnp.int32(first), steps, batch_size, num)
     assert found.dtype == jnp.int32
     assert found.shape == (steps, batch_size)
     return np.asarray(found)
@@ -266,16 +287,14 @@ def test_every_epoch_is_a_permutation_of_its_own(batch_size):
     assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
 
 
-@pytest.mark.parametrize("batch_size", [3, 4, 25])
-@pytest.mark.parametrize("first", [0, 7, (2**31 - 1) // 25 - 20])
-def test_batches_do_not_depend_on_how_steps_are_cut(batch_size, first):
-    whole = indices(first, 12, batch_size)
-    for cut in range(1, 12):
-        parts = (
-            indices(first, cut, batch_size),
-            indices(first + cut, 12 - cut, batch_size),
-        )
-        np.testing.assert_array_equal(np.concatenate(parts), whole)
+@pytest.mark.parametrize("batch_size", [4, 25])
+def test_batches_do_not_depend_on_how_steps_are_cut(batch_size):
+    for first in (0, 7, (2**31 - 1) // 25 - 20):
+        whole = indices(first, 12, batch_size)
+        for cut in (5, 7):
+            head = indices(first, cut, batch_size)
+            tail = indices(first + cut, 12 - cut, batch_size)
+            np.testing.assert_array_equal(np.concatenate([head, tail]), whole)
 
 
 def test_order_is_a_function_of_the_key():
@@ -298,7 +317,7 @@ def spy_loop(num_steps: int, cuts=(), seed: int = 0):
     loop = training.make_train_loop(spy, BATCH_SIZE)
     state, parts = toy_state(seed), []
     edges = [0, *cuts, num_steps]
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges):
         state, seen = loop(state, jnp.asarray(DATA), stop - start)
         parts.append((np.asarray(seen.loss), np.asarray(seen.distortion)))
     batches, keys = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -327,7 +346,7 @@ def test_keys_and_batches_do_not_depend_on_the_chunks():
     chex.assert_trees_all_equal(whole[:2], parts[:2])
 
 
-@pytest.mark.parametrize("name", ["toy", "real"])
+@pytest.mark.parametrize("name", BOTH)
 def test_no_key_is_used_twice(name):
     init, step = make(name)
     loop = training.make_train_loop(step, BATCH_SIZE)
@@ -365,18 +384,14 @@ def test_initialisation_and_training_have_keys_of_their_own():
 # --- The loop ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["toy", "real"])
+@pytest.mark.parametrize("name", BOTH)
 def test_scanned_loop_equals_single_steps(name):
     """To float tolerance: XLA may fuse the body of a scan in another way."""
-    init, step = make(name)
-    state, data = init(jax.random.key(0)), jnp.asarray(DATA)
-    loop = training.jit_train_loop(training.make_train_loop(step, BATCH_SIZE))
-    scanned, metrics = loop(copy(state), data, num_steps=12)
-    single, rows = jax.jit(step), []
+    init, single, loop = compiled(name)
+    state, data, rows = init(jax.random.key(0)), jnp.asarray(DATA), []
+    scanned, metrics = loop(copy(state), data, num_steps=10)
     key_order, key_steps = jax.random.split(state.key)
-    order = training.batch_indices(
-        key_order, jnp.int32(0), 12, BATCH_SIZE, NUM_EXAMPLES
-    )
+    order = batch_indices(key_order, jnp.int32(0), 10, BATCH_SIZE, NUM_EXAMPLES)
     for number, batch in enumerate(order):
         key = jax.random.fold_in(key_steps, number)
         state, row = single(state, key, data[batch])
@@ -384,36 +399,36 @@ def test_scanned_loop_equals_single_steps(name):
     chex.assert_trees_all_close(scanned.params, state.params, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(scanned.beta_state, state.beta_state, rtol=1e-5)
     chex.assert_trees_all_close(metrics, stack(rows), rtol=1e-5, atol=1e-6)
-    assert scanned.step == 12
+    assert scanned.step == 10
 
 
-@pytest.mark.parametrize("name", ["toy", "real"])
+@pytest.mark.parametrize("name", BOTH)
 def test_chunks_of_five_equal_chunks_of_ten_bit_for_bit(name):
-    init, step = make(name)
-    loop = training.jit_train_loop(training.make_train_loop(step, BATCH_SIZE))
+    init, _, loop = compiled(name)
     data = jnp.asarray(DATA)
     whole, metrics = loop(init(jax.random.key(0)), data, num_steps=10)
     state, parts = init(jax.random.key(0)), []
     for _ in range(2):
         state, part = loop(state, data, num_steps=5)
         parts.append(part)
-    chex.assert_trees_all_equal(whole, state)
+    chex.assert_trees_all_equal(as_data(whole), as_data(state))
     joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     chex.assert_trees_all_equal(metrics, joined)
 
 
-@pytest.mark.parametrize("name", ["toy", "real"])
+@pytest.mark.parametrize("name", BOTH)
 def test_jit_equals_eager(name):
-    init, step = make(name)
+    init, jitted, _ = compiled(name)
     state, key, x = init(jax.random.key(0)), jax.random.key(1), jnp.asarray(DATA)
+    eager = make(name)[1](state, key, x)
     chex.assert_trees_all_close(
-        step(state, key, x), jax.jit(step)(state, key, x), rtol=1e-5, atol=1e-6
+        as_data(eager), as_data(jitted(state, key, x)), rtol=1e-5, atol=1e-6
     )
 
 
 def test_toy_learns():
     """Alg. 1 as a whole: C is met, beta follows, the loss falls."""
-    state, metrics = toy_loop()(toy_state(), jnp.asarray(DATA), num_steps=400)
+    _, metrics = toy_loop()(toy_state(), jnp.asarray(DATA), num_steps=400)
     assert metrics.initial_phase[0]
     assert not metrics.initial_phase[-1]
     assert metrics.constraint[-1] < 0.6**2 < metrics.constraint[0]
@@ -436,13 +451,13 @@ def test_state_is_donated_and_data_are_not():
 
 def test_vmapped_seeds_equal_single_runs():
     """To float tolerance; the gate is a select there, and holds bit for bit too."""
-    seeds, data = (0, 1, 2), jnp.asarray(DATA)
+    seeds, data = (0, 1, 5), jnp.asarray(DATA)
     together, metrics = toy_loop(3)(
-        stack([toy_state(seed) for seed in seeds]), data, num_steps=25
+        stack([toy_state(seed) for seed in seeds]), data, num_steps=60
     )
     single = toy_loop()
     for index, seed in enumerate(seeds):
-        alone, rows = single(toy_state(seed), data, num_steps=25)
+        alone, rows = single(toy_state(seed), data, num_steps=60)
         for one, other in (
             (member(together, index).params, alone.params),
             (member(together, index).opt_state, alone.opt_state),
@@ -460,7 +475,7 @@ def test_vmapped_gate_holds_each_seed_on_its_own():
     phases = jnp.array([True, False])
     beta_state = states.beta_state._replace(
         step=jnp.full(2, 5, jnp.int32),
-        constraint_average=jnp.full(2, 50.0),
+        constraint_average=jnp.full(2, 2.0),
         initial_phase=phases,
     )
     states = states.replace(beta_state=beta_state)
@@ -475,16 +490,16 @@ def test_vmapped_gate_holds_each_seed_on_its_own():
 @pytest.mark.slow
 def test_vmapped_seeds_equal_single_runs_for_the_real_model():
     """To float tolerance: batched matrix products may sum in another order."""
-    init, step = make("real", beta.rewo(kappa=0.75, nu=2.0, alpha=0.5))
+    init, step = make("real", optimizers=SGD)  # Adam blows tiny gradients up
     loop = training.make_train_loop(step, BATCH_SIZE)
-    data = jnp.asarray(2.0 + DATA)
+    data = jnp.asarray(DATA)
     keys = [jax.random.key(seed) for seed in (0, 1)]
     together, _ = training.jit_train_loop(loop, 2)(
-        stack([init(key) for key in keys]), data, num_steps=30
+        stack([init(key) for key in keys]), data, num_steps=10
     )
     single = training.jit_train_loop(loop)
     for index, key in enumerate(keys):
-        alone, _ = single(init(key), data, num_steps=30)
+        alone, _ = single(init(key), data, num_steps=10)
         chex.assert_trees_all_close(
             member(together, index).params, alone.params, rtol=1e-4, atol=1e-5
         )

@@ -1,0 +1,547 @@
+"""Likelihoods against known ones, diagnostics against NumPy, rings of known error."""
+
+import itertools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import logsumexp
+
+from vhp_jax.distributions import DiagonalNormal
+from vhp_jax.evaluation import (
+    active_units,
+    count_crossings,
+    encode_dataset,
+    fit_circle,
+    log_likelihood,
+    pareto_k,
+    rate_distortion,
+    regress_angle,
+    tail_size,
+)
+from vhp_jax.model import VAE
+from vhp_jax.objectives import Terms
+from vhp_jax.priors import HierarchicalPrior, StandardNormal
+from vhp_jax.types import Params
+
+SLOW = pytest.mark.slow
+
+# --- A linear-Gaussian model with known log p(x) -------------------------------------
+
+TRACES = []
+
+
+class Affine(nn.Module):
+    """N(x W + b, diag(scale^2)), one scale for every input; notes each trace."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        TRACES.append(x.shape)
+        mean = nn.Dense(self.features)(x)
+        log_scale = self.param("log_scale", nn.initializers.zeros, (self.features,))
+        return DiagonalNormal(mean, jnp.broadcast_to(log_scale, mean.shape))
+
+
+def affine(weight, bias, scale):
+    """Variables of an `Affine`."""
+    dense = {"kernel": jnp.float32(weight), "bias": jnp.float32(bias)}
+    return {"params": {"Dense_0": dense, "log_scale": jnp.float32(np.log(scale))}}
+
+
+# x = z V + c + sigma eps; z = zeta W + b + s eps or z = eps. W is diagonal and the rows
+# of V are orthogonal, so that p(zeta|z) and p(z|x) are diagonal.
+V = np.diag([1.2, 0.7]) @ np.array([[0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
+C = np.array([0.1, -0.2, 0.4])
+SIGMA = 0.5
+W, B, S = np.diag([1.4, 0.8]), np.array([0.5, -0.3]), 0.6
+PRIORS = {
+    "standard": StandardNormal(2),
+    "hierarchical": HierarchicalPrior(Affine(2), Affine(2), 2, 2),
+}
+MODELS = {name: VAE(Affine(2), Affine(3), prior) for name, prior in PRIORS.items()}
+X = np.random.default_rng(0).normal(0.0, 1.0, (7, 3)).astype(np.float32)
+
+
+def linear_params(name, exact=False):
+    """The model above; phi and Phi are the exact posteriors or wrong Gaussians."""
+    two_levels = name == "hierarchical"
+    mean = B if two_levels else np.zeros(2)
+    prior_variance = np.diag(W.T @ W) + S**2 if two_levels else np.ones(2)
+    variance = 1.0 / (1.0 / prior_variance + np.diag(V @ V.T) / SIGMA**2)
+    gain = V.T / SIGMA**2 * variance
+    bias = mean / prior_variance * variance - C @ gain
+    inner_variance = 1.0 / (1.0 + np.diag(W @ W.T) / S**2)
+    inner_gain = W.T / S**2 * inner_variance
+    encoder = affine(gain, bias, np.sqrt(variance))
+    inner = affine(inner_gain, -B @ inner_gain, np.sqrt(inner_variance))
+    if not exact:
+        encoder = affine(0.8 * gain, bias + 0.1, 1.3 * np.sqrt(variance))
+        inner = affine(0.7 * inner_gain, 0.2 - B @ inner_gain, [0.5, 0.7])
+    prior = {"encoder": inner, "decoder": affine(W, B, [S, S])} if two_levels else {}
+    return Params(encoder, affine(V, C, [SIGMA] * 3), prior)
+
+
+def log_evidence(name):
+    """Log p(x) of X, float64 [7]."""
+    mean, covariance = np.zeros(2), np.eye(2)
+    if name == "hierarchical":
+        mean, covariance = B, W.T @ W + S**2 * np.eye(2)
+    return stats.multivariate_normal(
+        mean @ V + C, V.T @ covariance @ V + SIGMA**2 * np.eye(3)
+    ).logpdf(X)
+
+
+def numpy_normal(variables, x):
+    """Mean and standard deviation of an `Affine` in float64."""
+    leaves = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+    dense = leaves["params"]["Dense_0"]
+    mean = x @ dense["kernel"] + dense["bias"]
+    return mean, np.exp(leaves["params"]["log_scale"])
+
+
+def numpy_log_weights(params, key, num_samples):
+    """Joint log-weights [S, 7] in float64 from the draws of `log_likelihood`."""
+
+    def draw(example, sample):
+        key_s = jax.random.fold_in(jax.random.fold_in(key, example), sample)
+        key_z, key_zeta = jax.random.split(key_s)
+        return jax.random.normal(key_z, (2,)), jax.random.normal(key_zeta, (2,))
+
+    over_examples = jax.vmap(draw, in_axes=(0, None))
+    over_samples = jax.jit(jax.vmap(over_examples, in_axes=(None, 0)))
+    noise = over_samples(jnp.arange(len(X)), jnp.arange(num_samples))
+    z_noise, zeta_noise = (np.asarray(part, np.float64) for part in noise)
+
+    def log_normal(value, mean, scale):
+        return stats.norm.logpdf(value, mean, scale).sum(axis=-1)
+
+    mean, scale = numpy_normal(params.encoder, X)
+    z = mean + scale * z_noise
+    log_w = log_normal(X, *numpy_normal(params.decoder, z)) - log_normal(z, mean, scale)
+    if not params.prior:
+        return log_w + log_normal(z, 0.0, 1.0)
+    mean, scale = numpy_normal(params.prior["encoder"], z)
+    zeta = mean + scale * zeta_noise
+    log_w += log_normal(z, *numpy_normal(params.prior["decoder"], zeta))
+    return log_w + log_normal(zeta, 0.0, 1.0) - log_normal(zeta, mean, scale)
+
+
+def estimate(name="hierarchical", x=X, exact=False, seed=0, **settings):
+    settings = {"num_samples": 230, "batch_size": 3, "chunk_size": 50} | settings
+    params = linear_params(name, exact)
+    return log_likelihood(MODELS[name], params, jax.random.key(seed), x, **settings)
+
+
+# --- Importance-sampled log-likelihood -----------------------------------------------
+
+NAMES = ["hierarchical", pytest.param("standard", marks=SLOW)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_likelihood_and_diagnostics_equal_numpy_in_float64_on_the_same_draws(name):
+    """Batches of 3 of 7 examples, chunks of 50 of 230 samples: both leave a rest."""
+    result = estimate(name)
+    log_w = numpy_log_weights(linear_params(name), jax.random.key(0), 230)
+    wanted = logsumexp(log_w, axis=0) - math.log(230)
+    np.testing.assert_allclose(result.log_likelihood, wanted, atol=1e-4)
+    weights = np.exp(log_w - log_w.max(axis=0))
+    ess = weights.sum(axis=0) ** 2 / np.square(weights).sum(axis=0)
+    np.testing.assert_allclose(result.effective_sample_size, ess, rtol=1e-3)
+    largest = np.sort(log_w, axis=0)[::-1][: tail_size(230) + 1].T
+    np.testing.assert_allclose(result.pareto_k, pareto_k(largest), atol=1e-3)
+    assert result.num_samples == 230
+    assert all(field.dtype == np.float64 for field in result[:3])
+
+
+@SLOW
+@pytest.mark.parametrize("name", NAMES)
+def test_likelihood_converges_to_the_known_log_p_x(name):
+    truth, errors = log_evidence(name), []
+    for num_samples in (250, 16_000):
+        result = estimate(
+            name, num_samples=num_samples, chunk_size=250, batch_size=7, seed=1
+        )
+        # The delta method: the error of log mean w is sqrt((S / ESS - 1) / S).
+        stderr = np.sqrt(1.0 / result.effective_sample_size - 1.0 / num_samples)
+        gap = np.abs(result.log_likelihood - truth)
+        assert (gap < 4.0 * stderr + 1e-4).all()
+        errors.append(np.sqrt(np.mean(gap**2)))
+    assert (result.pareto_k < 0.7).all()
+    assert errors[1] < 0.03
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exact_posteriors_give_log_p_x_and_a_full_effective_sample_size(name):
+    result = estimate(name, exact=True)
+    np.testing.assert_allclose(result.log_likelihood, log_evidence(name), atol=3e-5)
+    np.testing.assert_allclose(result.effective_sample_size, 230.0, rtol=1e-3)
+
+
+@SLOW
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("chunk_size", 1),
+        ("chunk_size", 230),
+        ("chunk_size", 1000),
+        ("batch_size", 1),
+        ("batch_size", 7),
+        ("batch_size", 100),
+    ],
+)
+def test_likelihood_depends_on_neither_chunk_size_nor_batch_size(setting, value):
+    one, other = estimate(), estimate(**{setting: value})
+    np.testing.assert_allclose(one.log_likelihood, other.log_likelihood, atol=1e-4)
+    np.testing.assert_allclose(
+        one.effective_sample_size, other.effective_sample_size, rtol=1e-3
+    )
+    np.testing.assert_allclose(one.pareto_k, other.pareto_k, atol=1e-3)
+
+
+def test_padding_of_the_last_batch_has_no_effect():
+    """Six examples fill two batches; the seventh is padded and changes none of them."""
+    one, other = estimate(), estimate(x=X[:6])
+    for field, part in zip(one[:3], other[:3], strict=True):
+        assert field.shape == (7,)
+        np.testing.assert_array_equal(field[:6], part)
+
+
+@SLOW
+def test_likelihood_rises_with_the_samples_in_the_mean_and_stays_under_the_truth():
+    params, truth = linear_params("hierarchical"), log_evidence("hierarchical")
+    x = np.tile(X, (1200, 1))
+    means = []
+    for num_samples in (1, 8, 64):
+        result = log_likelihood(
+            MODELS["hierarchical"], params, jax.random.key(2), x, num_samples, 8400, 8
+        )
+        means.append(result.log_likelihood.reshape(1200, 7).mean(axis=1))
+    means.append(np.full(1200, truth.mean()))
+    for lower, upper in itertools.pairwise(means):
+        gap = upper - lower
+        assert gap.mean() > 5.0 * gap.std() / np.sqrt(len(gap))
+
+
+def test_examples_and_runs_use_different_draws():
+    same = np.repeat(X[:1], 3, axis=0)
+    one, other = estimate(x=same), estimate(x=same, seed=1)
+    values = np.concatenate([one.log_likelihood, other.log_likelihood])
+    assert len(np.unique(values)) == 6
+    np.testing.assert_array_equal(one.log_likelihood, estimate(x=same).log_likelihood)
+
+
+@SLOW
+def test_a_second_call_traces_nothing_and_progress_counts_examples():
+    done = []
+    estimate()
+    TRACES.clear()
+    estimate(seed=3, progress=done.append)
+    assert TRACES == []
+    assert done == [3, 6, 7]
+    estimate(num_samples=231)
+    assert TRACES != []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_example_that_is_not_finite_is_named(value):
+    x = X.copy()
+    x[4, 1] = value
+    with pytest.raises(ValueError, match="x must be finite, example 4 is not"):
+        estimate(x=x)
+
+
+# --- Pareto tails --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [0.2, 0.5, 0.9])
+def test_pareto_k_finds_the_shape_of_generalised_pareto_weights(shape):
+    num_rows, num_samples = 40, 20_000
+    tail = tail_size(num_samples)
+    weights = stats.genpareto.rvs(
+        shape, size=(num_rows, num_samples), random_state=np.random.default_rng(0)
+    )
+    largest = -np.sort(-np.log(weights), axis=1)[:, : tail + 1]
+    k = pareto_k(largest)
+    # The estimate is shrunk to 0.5 as if by ten more observations.
+    wanted = (tail * shape + 5.0) / (tail + 10.0)
+    asymptotic = (1.0 + shape) / np.sqrt(tail)
+    assert abs(k.mean() - wanted) < 5.0 * asymptotic / np.sqrt(num_rows)
+    assert 0.5 * asymptotic < k.std() < 2.0 * asymptotic
+    np.testing.assert_allclose(pareto_k(largest - 1000.0), k, atol=1e-9)
+
+
+def test_pareto_k_is_nan_where_the_tail_is_too_small_or_has_no_spread():
+    descending = -np.arange(6.0)[None]
+    assert np.isnan(pareto_k(descending[:, :5])).all()
+    assert np.isfinite(pareto_k(descending)).all()
+    mixed = np.concatenate([descending, np.zeros((1, 6))])
+    np.testing.assert_array_equal(np.isnan(pareto_k(mixed)), [False, True])
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "wanted"), [(1, 1), (24, 4), (100, 20), (225, 45), (10_000, 300)]
+)
+def test_tail_size_is_a_fifth_or_three_roots_of_s(num_samples, wanted):
+    assert tail_size(num_samples) == wanted
+
+
+# --- Encodings, rate and distortion, active units ------------------------------------
+
+
+def test_encodings_are_the_posterior_s_whatever_the_batch_size():
+    params = linear_params("standard")
+    mean, scale = numpy_normal(params.encoder, X.astype(np.float64))
+    for batch_size in (3, 1000):
+        encodings = encode_dataset(MODELS["standard"], params, X, batch_size)
+        assert encodings.mean.dtype == encodings.scale.dtype == np.float32
+        np.testing.assert_allclose(encodings.mean, mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(encodings.scale, np.tile(scale, (7, 1)), rtol=1e-6)
+
+
+NOTHING = Params({}, {}, {})
+
+
+def column_terms(params, key, x):
+    """An objective without chance: distortion, rate and constraint are columns of x."""
+    del params, key
+    return Terms(x[:, 0], x[:, 1], x[:, 2])
+
+
+def noise_terms(params, key, x):
+    """An objective that is nothing but chance."""
+    del params
+    noise = jax.random.normal(key, (len(x),))
+    return Terms(noise, noise, noise)
+
+
+@pytest.mark.parametrize("batch_size", [2, 7, 500])
+def test_rate_and_distortion_are_means_over_the_data_with_their_errors(batch_size):
+    result = rate_distortion(column_terms, NOTHING, jax.random.key(0), X, batch_size)
+    mean = X.astype(np.float64).mean(axis=0)
+    stderr = stats.sem(X.astype(np.float64), axis=0)
+    wanted = [mean[0], stderr[0], mean[1], stderr[1], mean[2]]
+    np.testing.assert_allclose(result, wanted, rtol=1e-6)
+
+
+def test_rate_and_distortion_draw_anew_for_every_batch():
+    x = np.zeros((4000, 1), np.float32)
+    result = rate_distortion(noise_terms, NOTHING, jax.random.key(1), x, batch_size=2)
+    # Were the key the same, the mean of all would be the mean of two.
+    assert abs(result.rate) < 5.0 / np.sqrt(4000)
+    np.testing.assert_allclose(result.rate_stderr, 1.0 / np.sqrt(4000), rtol=0.1)
+
+
+def units_params(prior):
+    """Posterior means with one still dimension and one that follows x_0."""
+    encoder = affine([[0.5, 0.0], [0.0, 0.0], [0.0, 0.0]], [0.3, -0.4], [0.2, 0.9])
+    return Params(encoder, affine(V, C, [SIGMA] * 3), prior)
+
+
+def test_active_units_of_the_standard_prior_in_closed_form():
+    x = np.random.default_rng(3).normal(0.0, 1.0, (23, 3)).astype(np.float32)
+    result = active_units(
+        MODELS["standard"], units_params({}), jax.random.key(0), x, batch_size=5
+    )
+    first = np.float64(x[:, 0])
+    np.testing.assert_allclose(result.variance, [0.25 * first.var(), 0.0], rtol=1e-5)
+    second_moment = [((0.5 * first + 0.3) ** 2).mean() + 0.04, 0.16 + 0.81]
+    kl = 0.5 * (np.array(second_moment) - 1.0) - np.log([0.2, 0.9])
+    np.testing.assert_allclose(result.kl, kl, rtol=1e-5)
+    assert result.num_active == 1
+    assert result.threshold == 0.01
+
+
+@pytest.mark.parametrize(("threshold", "wanted"), [(0.0, 1), (10.0, 0)])
+def test_the_threshold_decides_what_is_active(threshold, wanted):
+    result = active_units(
+        MODELS["standard"], units_params({}), jax.random.key(0), X, 7, threshold
+    )
+    assert result.num_active == wanted
+    assert result.threshold == threshold
+
+
+def test_kl_of_each_inner_unit_is_its_average_over_z():
+    """A dead inner unit has KL 0; a live one its closed form, z being random."""
+    inner = affine([[0.7, 0.0], [0.4, 0.0]], [0.1, 0.0], [0.5, 1.0])
+    params = units_params({"encoder": inner, "decoder": affine(W, B, [S, S])})
+    x = np.tile(X, (600, 1))
+    result = active_units(
+        MODELS["hierarchical"], params, jax.random.key(0), x, batch_size=1000
+    )
+    mean = 0.5 * np.float64(X[:, 0]) + 0.3
+    inner_mean = 0.7 * mean + 0.4 * -0.4 + 0.1
+    inner_variance = (0.7 * 0.2) ** 2 + (0.4 * 0.9) ** 2
+    second_moment = (inner_mean**2).mean() + inner_variance + 0.25
+    wanted = 0.5 * (second_moment - 1.0) - np.log(0.5)
+    # Half the square of a normal: its deviation is at most v / sqrt(2) + |m| sqrt(v).
+    deviation = inner_variance / np.sqrt(2.0)
+    deviation += np.abs(inner_mean).max() * np.sqrt(inner_variance)
+    assert abs(result.kl[0] - wanted) < 5.0 * deviation / np.sqrt(len(x))
+    assert result.kl[1] == 0.0
+
+
+# --- Circles and crossings -----------------------------------------------------------
+
+ANGLES = (np.arange(1000) + 0.5) * 2.0 * np.pi / 1000
+
+
+def ring(polar, radius=1.0, centre=(0.0, 0.0)):
+    return np.column_stack([np.cos(polar), np.sin(polar)]) * np.reshape(
+        radius, (-1, 1)
+    ) + np.array(centre)
+
+
+def test_the_fitted_circle_is_not_biased_by_an_uneven_density():
+    generator = np.random.default_rng(0)
+    polar = generator.vonmises(1.0, 2.0, 2000)
+    points = ring(polar, 1.7, (3.0, -2.0))
+    assert np.linalg.norm(points.mean(axis=0) - [3.0, -2.0]) > 1.0
+    centre, radius = fit_circle(points)
+    np.testing.assert_allclose([*centre, radius], [3.0, -2.0, 1.7], rtol=1e-9)
+    noisy = ring(polar, 1.7 + 0.02 * generator.standard_normal(2000), (3.0, -2.0))
+    centre, radius = fit_circle(noisy)
+    np.testing.assert_allclose([*centre, radius], [3.0, -2.0, 1.7], atol=5e-3)
+
+
+def test_the_fitted_circle_of_a_short_arc_is_the_whole_circle():
+    centre, radius = fit_circle(ring(np.linspace(0.2, 0.9, 50), 2.0, (1.0, 1.0)))
+    np.testing.assert_allclose([*centre, radius], [1.0, 1.0, 2.0], rtol=1e-8)
+
+
+T = (np.arange(300) + 0.37) * 2.0 * np.pi / 300
+CURVES = {
+    "circle": (np.cos(T), np.sin(T), 0),
+    "figure eight": (np.sin(T), np.sin(2.0 * T), 1),
+    "limacon": ((0.5 + np.cos(T)) * np.cos(T), (0.5 + np.cos(T)) * np.sin(T), 1),
+    "dented": ((1.5 + np.cos(T)) * np.cos(T), (1.5 + np.cos(T)) * np.sin(T), 0),
+    "trefoil": (
+        np.sin(T) + 2.0 * np.sin(2.0 * T),
+        np.cos(T) - 2.0 * np.cos(2.0 * T),
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_crossings_of_known_curves(name):
+    x, y, wanted = CURVES[name]
+    points = np.column_stack([x, y])
+    assert count_crossings(points) == wanted
+    for shift in (1, 77, 150):  # wherever the polygon starts
+        assert count_crossings(np.roll(points, shift, axis=0)) == wanted
+
+
+def test_crossings_of_polygons_with_few_sides():
+    square = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    assert count_crossings(square) == 0
+    assert count_crossings(square[[0, 2, 1, 3]]) == 1
+    pentagram = ring(np.arange(5) * 4.0 * np.pi / 5.0)
+    assert count_crossings(pentagram) == 5
+
+
+# --- Regression of the angle ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("rotation", [0.0, 1.0, 3.0, 5.5])
+@pytest.mark.parametrize("mirror", [1.0, -1.0])
+@pytest.mark.parametrize(("radius", "centre"), [(1.0, (0.0, 0.0)), (0.02, (3.0, -7.0))])
+def test_a_perfect_ring_has_no_error(rotation, mirror, radius, centre):
+    shuffled = np.random.default_rng(0).permutation(ANGLES)
+    result = regress_angle(ring(mirror * shuffled + rotation, radius, centre), shuffled)
+    assert result.error < 1e-7
+    np.testing.assert_allclose(result.centre, centre, atol=1e-9)
+    np.testing.assert_allclose(result.radius, radius, rtol=1e-8)
+    np.testing.assert_allclose([result.slope, result.winding], mirror, rtol=1e-8)
+    np.testing.assert_allclose(result.fitted, shuffled, atol=1e-6)
+    np.testing.assert_allclose(
+        result.slope * result.polar + result.intercept, result.fitted
+    )
+    np.testing.assert_allclose(result.largest_gap, 1.0, rtol=1e-6)
+    assert result.crossings == 0
+
+
+def test_the_error_is_the_mean_absolute_residual_of_a_known_perturbation():
+    """Polar angle = angle + a cos(3 angle), uncorrelated with the angle: 2 a / pi."""
+    a = 0.05
+    encodings = ring(ANGLES + a * np.cos(3.0 * ANGLES), 0.4, (1.0, 2.0))
+    result = regress_angle(encodings, ANGLES)
+    np.testing.assert_allclose(result.error, 2.0 * a / np.pi, rtol=0.01)
+    np.testing.assert_allclose(result.slope, 1.0, atol=1e-3)
+    assert 1.1 < result.largest_gap < 1.2
+
+
+def test_the_error_of_an_ellipse_is_that_of_its_first_harmonic():
+    """With n = (a - b) / (a + b), polar = angle - n sin(2 angle) + O(n^2).
+
+    The angle's covariance with sin(2 angle) is -1/2, so that OLS tilts the line by
+    3 n / (2 pi^2).
+    """
+    n = 0.02
+    encodings = ring(ANGLES) * [1.0 + n, 1.0 - n]
+    residual = np.sin(2.0 * ANGLES) + 1.5 / np.pi**2 * (ANGLES - np.pi)
+    wanted = n * np.abs(residual).mean()
+    result = regress_angle(encodings, ANGLES)
+    np.testing.assert_allclose(result.error, wanted, rtol=0.02)
+    np.testing.assert_allclose(result.slope, 1.0 - 1.5 / np.pi**2 * n, atol=n**2)
+
+
+def test_outliers_count_by_their_size_and_not_their_square():
+    noise = np.random.default_rng(0).laplace(0.0, 0.03, len(ANGLES))
+    result = regress_angle(ring(ANGLES + noise), ANGLES)
+    np.testing.assert_allclose(result.error, np.abs(noise).mean(), rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("share", "slope", "winding"),
+    [(0.4, 2.5, 0.0), (2.0, 0.5, 2.0), (-3.0, -1 / 3, -3)],
+)
+def test_a_torn_or_overlapping_ring_shows_in_slope_and_winding(share, slope, winding):
+    result = regress_angle(ring(share * ANGLES), ANGLES)
+    np.testing.assert_allclose(result.slope, slope, rtol=1e-6)
+    np.testing.assert_allclose(result.winding, winding, atol=1e-6)
+    assert (result.largest_gap > 100.0) == (share == 0.4)
+
+
+def test_a_half_circle_has_slope_two_and_a_gap_of_its_diameter():
+    result = regress_angle(ring(0.5 * ANGLES), ANGLES)
+    np.testing.assert_allclose(result.slope, 2.0, rtol=1e-6)
+    np.testing.assert_allclose(result.winding, 0.0, atol=1e-6)
+    mean_step = (999 * np.pi / 1000 + 2.0) / 1000
+    np.testing.assert_allclose(result.largest_gap, 2.0 / mean_step, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["figure eight", "limacon", "trefoil"])
+def test_the_crossings_of_a_ring_do_not_depend_on_the_order_of_the_examples(name):
+    x, y, wanted = CURVES[name]
+    order = np.random.default_rng(0).permutation(len(T))
+    encodings = np.column_stack([x, y])[order]
+    assert regress_angle(encodings, T[order]).crossings == wanted
+
+
+@pytest.mark.parametrize(
+    ("encodings", "angles", "message"),
+    [
+        (np.zeros((5, 3)), np.zeros(5), r"shape \[N, 2\], got \(5, 3\)"),
+        (np.zeros(5), np.zeros(5), r"shape \[N, 2\], got \(5,\)"),
+        (np.zeros((5, 2)), np.zeros(4), r"shape \(5,\), got \(4,\)"),
+        (np.zeros((5, 2)), np.zeros((5, 1)), r"shape \(5,\), got \(5, 1\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(encodings, angles, message):
+    with pytest.raises(ValueError, match=message):
+        regress_angle(encodings, angles)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_encodings_that_are_not_finite_are_named(value):
+    encodings = ring(ANGLES)
+    encodings[[17, 20], 1] = value
+    with pytest.raises(ValueError, match=r"must be finite, row 17 is \["):
+        regress_angle(encodings, ANGLES)

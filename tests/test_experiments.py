@@ -1,0 +1,592 @@
+"""Every config and every command on tiny data: what they write, in this process."""
+
+import contextlib
+import importlib
+import io
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import chex
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
+
+from experiments import cli, figures, runs
+
+pytestmark = pytest.mark.optax
+
+TINY = {
+    "data.num_train": "32",
+    "data.num_validation": "16",
+    "data.num_test": "16",
+    "model.hidden": "8",
+    "model.initialisation": "he",
+    "objective.num_samples": "2",
+    "train.num_steps": "4",
+    "train.batch_size": "8",
+    "train.log_every": "1",
+    "train.eval_every": "2",
+    "train.checkpoint_every": "2",
+    "train.snapshot_steps": "2,4",
+    "graph.num_nodes": "24",
+    "graph.num_neighbours": "23",
+}
+
+
+def tiny(name: str = "pendulum", **overrides: str):
+    """A config of a few steps; dots in keys are written as two underscores."""
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    return cli.load_config(name, list((TINY | dotted).items()))
+
+
+def arguments(**overrides: str) -> list[str]:
+    """The same as words of a command line."""
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    return [f"--config.{key}={value}" for key, value in (TINY | dotted).items()]
+
+
+@contextlib.contextmanager
+def cached_programs(directory: Path):
+    """Keeps compiled programs on disk: each run builds its own jitted functions."""
+    settings = {
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory):
+    with cached_programs(tmp_path_factory.getbasetemp() / "programs"):
+        yield
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def import_command(name: str):
+    """experiments.NAME with its own flags only: commands share names of flags."""
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("experiments."):
+            for flag in list(defined):
+                if flag.name in flags.FLAGS:
+                    delattr(flags.FLAGS, flag.name)
+            sys.modules.pop(module, None)
+    return importlib.import_module(f"experiments.{name}")
+
+
+def command(name: str, *words: object) -> Done:
+    """Runs a command in this process, from its command line to its exit code."""
+    module = import_command(name)
+    binary = cli.Command(module.__doc__, module.main, takes_config=name == "train")
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            binary._guarded(binary._parse_flags([name, *map(str, words)]))
+        except SystemExit as stop:
+            code = stop.code or 0
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def read(path: Path):
+    """JSON that is JSON: NaN and Infinity are refused."""
+
+    def refuse(name: str):
+        raise AssertionError(f"{path}: {name}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def lines_of(workdir: Path) -> list[dict]:
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def is_png(path: Path) -> bool:
+    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 1000
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, programs) -> Path:
+    """A finished run, only to be read; others copy it."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    done = command("train", f"--workdir={workdir}", *arguments())
+    assert (done.code, done.err) == (0, ""), done
+    (workdir / "stdout.txt").write_text(done.out)
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished, tmp_path) -> Path:
+    """A copy of the finished run to work on."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+# --- Training ------------------------------------------------------------------------
+
+
+def test_first_line_names_device_data_and_directory(finished):
+    first, *rest = (finished / "stdout.txt").read_text().splitlines()
+    assert first.startswith("device: 1 x cpu | data: pendulum (generated, seed 0)")
+    assert first.endswith(f"work directory: {finished}")
+    progress = [line for line in rest if line.startswith("step ")]
+    for words in ("loss", "C_hat", "kappa^2", "beta", "initial phase", "s left"):
+        assert words in progress[0]
+
+
+def test_config_json_is_enough_to_repeat_the_run(finished):
+    config = runs.ConfigDict(read(finished / "config.json"))
+    assert config.to_json() == tiny().to_json()
+    again = runs.Run(config)
+    restored = runs.restore(finished)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        again.initial_state().params, restored.state.params
+    )
+    assert restored.step == 4
+
+
+TRAINING_FIELDS = {
+    "step": int,
+    "loss": float,
+    "distortion": float,
+    "rate": float,
+    "constraint": float,
+    "kappa_squared": float,
+    "beta": float,
+    "initial_phase": bool,
+    "examples_per_second": float,
+    "wall_seconds": float,
+}
+
+
+def test_metrics_have_a_line_each_interval(finished):
+    lines = [line for line in lines_of(finished) if "split" not in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        assert {key: type(value) for key, value in line.items()} == TRAINING_FIELDS
+        assert line["kappa_squared"] == pytest.approx(0.02**2)
+        # One step a line, so the means are those of the step.
+        wanted = line["distortion"] + line["beta"] * line["rate"]
+        assert line["loss"] == pytest.approx(wanted, rel=1e-5)
+    seconds = [line["wall_seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+
+
+def test_validation_lines_carry_their_split(finished):
+    lines = [line for line in lines_of(finished) if "split" in line]
+    assert [(line["step"], line["split"]) for line in lines] == [
+        (2, "validation"),
+        (4, "validation"),
+    ]
+    for line in lines:
+        for key in ("distortion", "rate", "constraint", "ols_error"):
+            assert math.isfinite(line[key])
+
+
+def test_summary_is_complete_and_written_last(finished):
+    summary = read(finished / "summary.json")
+    assert summary["completed"] is True
+    assert summary["step"] == 4
+    assert summary["seed"] == 1
+    assert {line["step"] for line in summary["final_metrics"]} == {4}
+    assert {"split" in line for line in summary["final_metrics"]} == {False, True}
+    params = runs.restore(finished).state.params
+    assert summary["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert {"jax", "jaxlib", "flax", "optax", "numpy", "python"} <= set(
+        summary["versions"]
+    )
+    assert summary["versions"]["jax"] == jax.__version__
+    assert summary["device"] == "cpu"
+    assert summary["wall_seconds"] > 0 < summary["examples_per_second"]
+    assert summary["git_revision"] is None or len(summary["git_revision"]) >= 40
+    last = (finished / "summary.json").stat().st_mtime_ns
+    others = [p for p in finished.rglob("*") if p.is_file() and p.name != "stdout.txt"]
+    assert all(path.stat().st_mtime_ns <= last for path in others)
+
+
+def test_figures_and_snapshots_are_there(finished):
+    names = {path.stem for path in (finished / "figures").glob("*.png")}
+    assert names == {"history", "latent_space", "regression", "samples"}
+    assert all(is_png(path) for path in (finished / "figures").iterdir())
+    snapshots = runs.WorkDir(finished).snapshots()
+    assert list(snapshots) == [2, 4]
+    assert snapshots[4]["posterior_mean"].shape == (1, 16, 2)
+    assert snapshots[4]["prior_samples"].shape == (1, 16, 2)
+    assert (snapshots[2]["posterior_mean"] != snapshots[4]["posterior_mean"]).all()
+
+
+def test_checkpoints_are_kept_at_their_intervals(finished):
+    names = sorted(path.name for path in (finished / "checkpoints").iterdir())
+    assert names == ["2", "4"]
+
+
+def test_complete_run_is_not_trained_again(workdir):
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    done = command("train", f"--workdir={workdir}", *arguments())
+    assert done.code == 0
+    assert "already complete at step 4" in done.out
+    after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    changed = {path.name for path in after if before.get(path) != after[path]}
+    assert changed <= {".lock"}
+
+
+def test_max_minutes_stops_with_a_checkpoint_and_exit_0(tmp_path):
+    words = [f"--workdir={tmp_path}", "--max_minutes=1e-9", *arguments()]
+    done = command("train", *words)
+    assert (done.code, done.err) == (0, "")
+    assert "stopped at step 0, checkpoint written" in done.out
+    assert (tmp_path / "checkpoints" / "0").is_dir()
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_overrides_keep_types():
+    config = tiny(
+        train__learning_rate="3e-4",
+        train__snapshot_steps="(1, 2,3)",
+        model__hidden="16",
+        model__centre="false",
+        beta__scheme="geco",
+        train__num_steps="7",
+    )
+    assert config.train.learning_rate == 3e-4
+    assert config.train.snapshot_steps == (1, 2, 3)
+    assert config.model.hidden == (16,)
+    assert config.model.centre is False
+    assert config.beta.scheme == "geco"
+    assert type(config.train.num_steps) is int
+    assert config.is_locked
+
+
+@pytest.mark.slow
+def test_no_snapshots_no_validation_still_finishes(tmp_path):
+    config = tiny(
+        train__snapshot_steps="", train__eval_every="4000", train__num_steps="1"
+    )
+    assert runs.train(config, tmp_path)["completed"]
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} >= {"history"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", cli.config_names())
+def test_every_config_runs_two_steps(name, tmp_path):
+    """With its own networks, K and schemes: only data and intervals are small."""
+    own = ("model.hidden", "model.initialisation", "objective.num_samples")
+    small = {key: value for key, value in TINY.items() if key not in own}
+    small |= {"train.num_steps": "2", "train.eval_every": "1"}
+    config = cli.load_config(name, list(small.items()))
+    summary = runs.train(config, tmp_path)
+    assert (summary["completed"], summary["step"]) == (True, 2)
+    assert [line["step"] for line in lines_of(tmp_path)] == [1, 1, 2, 2]
+    assert read(tmp_path / "config.json")["model"] == json.loads(config.model.to_json())
+
+
+VARIANTS = [
+    {"beta__scheme": "rewo_alternative"},
+    {"beta__scheme": "geco", "objective__num_samples": "1"},
+    {"beta__scheme": "warm_up"},
+    {"beta__scheme": "constant", "objective__constraint": "nll_mean"},
+    {"objective__name": "iwae", "model__prior": "standard_normal"},
+    {"objective__name": "iwae"},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(v.values()))
+def test_every_variant_runs_two_steps(variant, tmp_path):
+    config = tiny(
+        train__num_steps="2",
+        train__eval_every="2",
+        train__snapshot_steps="2",
+        model__latent_dim="3" if variant == VARIANTS[-1] else "2",
+        **variant,
+    )
+    assert runs.train(config, tmp_path)["step"] == 2
+    figures_there = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert {"history", "samples"} <= figures_there
+    assert ("latent_space" in figures_there) == (config.model.latent_dim == 2)
+
+
+@pytest.mark.slow
+def test_members_of_several_seeds_equal_single_runs(tmp_path):
+    """To float tolerance: batched products may sum in another order."""
+    both = tmp_path / "both"
+    assert runs.train(tiny(num_seeds="2"), both)["num_seeds"] == 2
+    together = runs.restore(both)
+    assert together.run.seeds == [1, 2]
+    lines = [line for line in lines_of(both) if "split" not in line]
+    assert [(line["step"], line["seed"]) for line in lines[:4]] == [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+    ]
+    for seed, state in zip((1, 2), together.run.members(together.state), strict=True):
+        alone = tmp_path / f"seed_{seed}"
+        runs.train(tiny(seed=str(seed)), alone)
+        wanted = runs.restore(alone).state
+        chex.assert_trees_all_close(state.params, wanted.params, rtol=1e-4, atol=1e-6)
+        chex.assert_trees_all_close(state.beta_state, wanted.beta_state, rtol=1e-5)
+        assert (jax.random.key_data(state.key) == jax.random.key_data(wanted.key)).all()
+        member = [line for line in lines if line["seed"] == seed]
+        single = [line for line in lines_of(alone) if "split" not in line]
+        for one, other in zip(member, single, strict=True):
+            assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    done = command("evaluate", f"--workdir={both}", "--metrics=ols")
+    assert done.code == 0, done.err
+    values = [read(both / "eval" / f"seed_{s}" / "ols.json")["value"] for s in (1, 2)]
+    assert values[0] != values[1]
+
+
+# --- Evaluation ----------------------------------------------------------------------
+
+EVAL_FIELDS = ("value", "stderr", "num_examples", "num_samples", "split", "seed")
+EVAL_FIELDS += ("step", "estimator", "seconds", "device")
+
+
+def test_evaluate_writes_every_metric(workdir):
+    names = list(import_command("evaluate").METRICS)
+    assert {"nll", "rate_distortion", "active_units", "ols"} <= set(names)
+    done = command(
+        "evaluate",
+        f"--workdir={workdir}",
+        f"--metrics={','.join(names)}",
+        "--num_samples=20",
+        "--num_examples=8",
+    )
+    assert (done.code, done.err) == (0, "")
+    for name in names:
+        found = read(workdir / "eval" / f"{name}.json")
+        assert set(EVAL_FIELDS) <= set(found)
+        assert isinstance(found["value"], int | float)
+        assert (found["num_examples"], found["split"]) == (8, "test")
+        assert (found["step"], found["device"]) == (4, "cpu")
+    found = read(workdir / "eval" / "nll.json")
+    assert found["num_samples"] == 20
+    assert 1.0 <= found["mean_effective_sample_size"] <= 20.0
+    assert "pareto_k_share_above_0.7" in found
+    with np.load(workdir / "eval" / "nll.npz") as arrays:
+        likelihood = arrays["log_likelihood"]
+    assert likelihood.shape == (8,)
+    assert found["value"] == pytest.approx(-likelihood.mean(), rel=1e-6)
+    wanted = likelihood.std(ddof=1) / math.sqrt(8)
+    assert found["stderr"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_splits_and_seeds_are_what_was_asked_for(workdir):
+    values = {}
+    for split, seed in [("test", 0), ("validation", 0), ("test", 1), ("test", 0)]:
+        words = ["--metrics=rate_distortion", f"--split={split}", f"--seed={seed}"]
+        assert command("evaluate", f"--workdir={workdir}", *words).code == 0
+        found = read(workdir / "eval" / "rate_distortion.json")
+        assert found["split"] == split
+        assert values.setdefault((split, seed), found["value"]) == found["value"]
+    assert len(set(values.values())) == 3
+
+
+def test_evaluation_leaves_the_run_alone(workdir):
+    kept = ("checkpoints", "config.json", "metrics.jsonl", "summary.json")
+    before = {
+        path: path.read_bytes()
+        for name in kept
+        for path in [workdir / name, *(workdir / name).rglob("*")]
+        if path.is_file()
+    }
+    assert command("evaluate", f"--workdir={workdir}", "--metrics=ols").code == 0
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+# --- Interpolation and samples -------------------------------------------------------
+
+
+def test_interpolate_writes_paths_graph_and_strip(workdir):
+    done = command("interpolate", f"--workdir={workdir}")
+    assert (done.code, done.err) == (0, "")
+    run = runs.restore(workdir).run
+    with np.load(workdir / "interpolation.npz") as arrays:
+        start, end = arrays["pairs"][0]
+        points = arrays["points_0"]
+    assert (start, end) == figures.default_pair(run)
+    assert points.shape[1] == 2
+    assert len(points) >= 3
+    assert f"test {start} to {end}: {len(points)} points" in done.out
+    for name in ("strip", "graph"):
+        assert is_png(workdir / "figures" / f"{name}.png")
+
+
+def test_default_pair_is_the_nearest_to_0_and_180_degrees(finished):
+    run = runs.restore(finished).run
+    targets = run.experiment.dataset.test.targets
+    start, end = figures.default_pair(run)
+    cosine = np.cos(targets)
+    assert cosine[start] == cosine.max()
+    assert cosine[end] == cosine.min()
+
+
+def test_interpolate_takes_pairs_from_flags_and_file(workdir, tmp_path):
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text("0 3\n\n5, 7\n")
+    for words, wanted in [
+        (["--start=2", "--end=9"], [[2, 9]]),
+        ([f"--pairs={pairs}"], [[0, 3], [5, 7]]),
+    ]:
+        done = command("interpolate", f"--workdir={workdir}", *words)
+        assert (done.code, done.err) == (0, "")
+        with np.load(workdir / "interpolation.npz") as arrays:
+            assert arrays["pairs"].tolist() == wanted
+            assert set(arrays) == {
+                "pairs",
+                *(f"points_{i}" for i in range(len(wanted))),
+            }
+
+
+def test_sample_draws_a_grid(workdir):
+    (workdir / "figures" / "samples.png").unlink()
+    done = command("sample", f"--workdir={workdir}", "--num_samples=9")
+    assert (done.code, done.err) == (0, "")
+    assert is_png(workdir / "figures" / "samples.png")
+
+
+# --- Reproduction --------------------------------------------------------------------
+
+
+def reproduce(tmp_path: Path, target: str, *words: str) -> Done:
+    return command(
+        "reproduce",
+        f"--target={target}",
+        f"--workdir={tmp_path / 'runs'}",
+        f"--output={tmp_path / 'results'}",
+        *words,
+    )
+
+
+def test_reproduce_draws_fig1_without_a_run(tmp_path):
+    done = reproduce(tmp_path, "fig1")
+    assert (done.code, done.err) == (0, "")
+    assert is_png(tmp_path / "results" / "figures" / "fig1_beta_update.png")
+    assert not (tmp_path / "runs").exists()
+
+
+ROW_FIELDS = ("name", "dataset", "metric", "mean", "stderr", "seeds", "paper")
+ROW_FIELDS += ("command", "commit", "hardware", "minutes")
+
+
+def test_rows_not_run_stand_as_not_run(tmp_path):
+    done = reproduce(tmp_path, "table1", "--budget_minutes=0")
+    assert (done.code, done.err) == (0, "")
+    table = read(tmp_path / "results" / "table1.json")
+    assert table["target"] == "table1"
+    names = [row["name"] for row in table["rows"]]
+    assert {"VHP + REWO", "VHP + GECO", "VHP", "IWAE (L=1)"} <= set(names)
+    for row in table["rows"]:
+        assert tuple(row)[: len(ROW_FIELDS)] == ROW_FIELDS
+        assert (row["mean"], row["stderr"], row["seeds"]) == (None, None, [])
+    paper = {row["name"]: row["paper"] for row in table["rows"]}
+    assert (paper["VHP + REWO"], paper["VHP + GECO"], paper["VHP"]) == (
+        0.054,
+        0.53,
+        0.49,
+    )
+    text = (tmp_path / "results" / "table1.md").read_text()
+    assert text.count("not run") == len(names)
+
+
+def put(finished: Path, tmp_path: Path, *slugs: str) -> None:
+    """Stands the finished run in for seed 1 of rows."""
+    for slug in slugs:
+        target = tmp_path / "runs" / "pendulum_rows" / slug / "seed_1"
+        shutil.copytree(finished, target)
+
+
+def test_table1_reports_what_is_complete(finished, tmp_path):
+    put(finished, tmp_path, "vhp_rewo")
+    done = reproduce(tmp_path, "table1", "--budget_minutes=0")
+    assert (done.code, done.err) == (0, "")
+    table = read(tmp_path / "results" / "table1.json")
+    rows = {row["name"]: row for row in table["rows"]}
+    row = rows.pop("VHP + REWO")
+    run, state, _ = runs.restore(finished)
+    error = figures.test_regression(run, state.params).error
+    assert row["seeds"] == [row["mean"]] == [pytest.approx(error)]
+    assert (row["seed_numbers"], row["steps"]) == ([1], 4)
+    assert row["hardware"].startswith("cpu")
+    assert all(other["mean"] is None for other in rows.values())
+    text = (tmp_path / "results" / "table1.md").read_text()
+    assert f"| VHP + REWO | {error:.3f} | {error:.3f} | 4 | 0.054 |" in text
+
+
+def test_every_row_has_a_config_and_a_command():
+    module = import_command("reproduce")
+    for row in module.TABLE1.values():
+        config = row.resolved(3)
+        assert config.seed == 3
+        assert row.command("SEED").startswith("python -m experiments.train --config=")
+    assert len({repr(row.resolved(1)) for row in module.TABLE1.values()}) == len(
+        module.TABLE1
+    )
+
+
+@pytest.mark.slow
+def test_reproduce_draws_every_figure(finished, tmp_path):
+    module = import_command("reproduce")
+    flags.FLAGS(["reproduce", f"--workdir={tmp_path / 'runs'}"])
+    slugs = {module.folder(name, 1).parent.name for name in module.TABLE1}
+    assert len(slugs) == len(module.TABLE1)
+    put(finished, tmp_path, *sorted(slugs))
+    for target in module.TARGETS:
+        done = reproduce(tmp_path, target, "--budget_minutes=0", "--num_seeds=1")
+        assert (done.code, done.err) == (0, ""), target
+        drawn = (tmp_path / "results" / "figures").glob(f"{target}*.png")
+        assert target == "table1" or all(map(is_png, drawn))
+        assert target == "table1" or f"{target}" in done.out
+
+
+@pytest.mark.slow
+def test_reproduce_trains_what_is_missing_and_resumes(tmp_path, monkeypatch):
+    """With the rows' own overrides on top of a tiny config."""
+    module = import_command("reproduce")
+    original = module.Row.resolved
+    trained = []
+
+    def small(row, seed):
+        config = original(row, seed)
+        config.update_from_flattened_dict(
+            {
+                key: cli._parse(key, text, dict(cli.flatten(config))[key])
+                for key, text in TINY.items()
+            }
+        )
+        return config
+
+    real = runs.train
+
+    def train(config, path, minutes):
+        trained.append(Path(path).parent.name)
+        return real(config, path, minutes)
+
+    monkeypatch.setattr(module.Row, "resolved", small)
+    monkeypatch.setattr(runs, "train", train)
+    words = ["--target=fig10", f"--workdir={tmp_path}", f"--output={tmp_path}"]
+    flags.FLAGS(["reproduce", *words])
+    for _ in range(2):
+        module.main()
+    assert trained == ["vhp_rewo_app_b_1"]
+    assert is_png(tmp_path / "figures" / "fig10_rewo_alternative.png")

@@ -216,29 +216,44 @@ def final_line(summary: dict[str, Any]) -> dict[str, Any]:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """A table as the README shows it."""
     lines = [
-        "| method | ours, mean ± s.e. (rad) | each seed | steps | paper |",
-        "|---|---|---|---|---|",
+        "| method | error, mean ± s.e. (rad) | each seed | rate (nats) | final beta "
+        "| steps | paper |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         paper = "-" if row["paper"] is None else f"{row['paper']:g}"
         if row["mean"] is None:
-            lines.append(f"| {row['name']} | not run | | | {paper} |")
+            lines.append(f"| {row['name']} | not run | | | | | {paper} |")
             continue
         error = "" if row["stderr"] is None else f" ± {row['stderr']:.3f}"
         seeds = ", ".join(f"{value:.3f}" for value in row["seeds"])
         lines.append(
-            f"| {row['name']} | {row['mean']:.3f}{error} | {seeds} | {row['steps']:,} "
-            f"| {paper} |"
+            f"| {row['name']} | {row['mean']:.3f}{error} | {seeds} | "
+            f"{np.mean(row['final_rate']):.1f} | {np.mean(row['final_beta']):.3g} | "
+            f"{row['steps']:,} | {paper} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def quote(document: Path, name: str, text: str) -> None:
+    """Replaces what `document` quotes between <!-- NAME --> and <!-- end -->."""
+    start, end = f"<!-- {name} -->\n", "<!-- end -->"
+    before, found, rest = document.read_text().partition(start)
+    if found:
+        after = rest.partition(end)[2]
+        runs.write_text(document, f"{before}{start}{text}{end}{after}")
 
 
 def write_table(target: str, output: Path) -> None:
     """results/TARGET.json and results/TARGET.md, ours beside the paper's."""
     rows = [measure(name) for name in TABLES[target]]
     runs.write_json(output / f"{target}.json", {"target": target, "rows": rows})
-    runs.write_text(output / f"{target}.md", markdown(rows))
-    print(markdown(rows))
+    text = markdown(rows)
+    runs.write_text(output / f"{target}.md", text)
+    if output == Path("results"):  # the tables that this repository shows
+        for document in (Path("README.md"), Path("docs/pendulum.md")):
+            quote(document, f"results/{target}.md", text)
+    print(text)
 
 
 def restored(name: str) -> runs.Restored:

@@ -67,13 +67,19 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses counts that cannot work, before anything is computed."""
-    train = config.train
+    """Refuses numbers that cannot work, before anything is computed."""
+    model, train = config.model, config.train
     counts = {
         "num_seeds": config.num_seeds,
-        "model.latent_dim": config.model.latent_dim,
-        "model.inner_dim": config.model.inner_dim,
+        "model.latent_dim": model.latent_dim,
+        "model.inner_dim": model.inner_dim,
+        "model.posterior_scale_init": model.posterior_scale_init,
+        "model.decoder_scale_init": model.decoder_scale_init,
+        "model.prior_encoder_scale_init": model.prior_encoder_scale_init,
+        "model.prior_decoder_scale_init": model.prior_decoder_scale_init,
         "objective.num_samples": config.objective.num_samples,
+        "beta.warm_up_epochs": config.beta.warm_up_epochs,
+        "beta.max_initial_steps": config.beta.max_initial_steps,
         "train.num_steps": train.num_steps,
         "train.batch_size": train.batch_size,
         "train.log_every": train.log_every,
@@ -84,8 +90,15 @@ def check(config: ConfigDict) -> None:
         "train.scale_learning_rate": train.scale_learning_rate,
     }
     for name, value in counts.items():
-        if not value > 0:
+        if not (value > 0 and math.isfinite(value)):
             raise UserError(f"config.{name} must be positive, got {value}")
+    pairs = model.initialisation == "looks_linear"
+    for width in model.hidden:
+        if width < 1 or (pairs and width % 2):
+            raise UserError(
+                f"config.model.hidden must be positive{' and even' if pairs else ''}, "
+                f"got {width}"
+            )
     intervals = {
         "num_steps": train.num_steps,
         "eval_every": train.eval_every,

@@ -195,9 +195,9 @@ class Command:
         except (UserError, CheckpointError, ValueError) as error:
             _fail(error, 1)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            _fail(f"disk full: {error}; what was written before is kept", 1)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            kept = "; the disk is full, what was written before stays" if full else ""
+            _fail(f"{error}{kept}", 1)
 
     def _help(self) -> str:
         module = sys.modules["__main__"]

@@ -1,4 +1,4 @@
-"""Runs or resumes every row of a table or figure of the paper and writes the results.
+r"""Runs or resumes every row of a table or figure of the paper and writes the results.
 
     python -m experiments.reproduce --target=table1
     python -m experiments.reproduce --target=fig2
@@ -256,17 +256,22 @@ def write_table(target: str, output: Path) -> None:
     print(text)
 
 
-def restored(name: str) -> runs.Restored:
-    """Seed 1 of a row; UserError if it is not there yet."""
+def completed(name: str) -> Path:
+    """Work directory of seed 1 of a row; UserError if it is not complete."""
     path = folder(name, 1)
     if not is_complete(path):
         raise cli.UserError(f"{path} is not complete; raise --budget_minutes")
-    return runs.restore(path)
+    return path
+
+
+def restored(name: str) -> runs.Restored:
+    """Seed 1 of a row, read back."""
+    return runs.restore(completed(name))
 
 
 def snapshots(name: str) -> Figure:
     """Latent space over training of seed 1 of a row."""
-    return figures.snapshot_figure(runs.WorkDir(folder(name, 1)), 1, name)
+    return figures.snapshot_figure(runs.WorkDir(completed(name)), 1, name)
 
 
 def interpolations(names: list[str]) -> dict[str, figures.Interpolation]:

@@ -303,6 +303,7 @@ class _Trainer:
         self.start = start
         self.earlier_seconds = 0.0
         self.smallest_constraint = math.inf
+        self.saved_step: int | None = None
         self.state = self._resume_or_start()
         self.loop = training.jit_train_loop(
             training.make_train_loop(
@@ -316,7 +317,6 @@ class _Trainer:
             num_seeds=len(run.seeds),
         )
         self.step = int(np.max(np.asarray(self.state.step)))
-        self.saved_step = self.step
 
     def _resume_or_start(self) -> TrainState:
         state = self.run_.initial_state()
@@ -325,6 +325,7 @@ class _Trainer:
             self.directory.rewind_metrics(0)
             return state
         step, state = found
+        self.saved_step = step
         lines = self.directory.rewind_metrics(step)
         trained = [line for line in lines if "split" not in line]
         if trained:
@@ -395,24 +396,28 @@ class _Trainer:
 
     def _check_finite(self, metrics: StepMetrics) -> None:
         """Stops at the first step whose numbers are not finite, naming the place."""
-        values = np.stack([metrics.distortion, metrics.rate, metrics.constraint])
-        values = values.reshape(3, -1, values.shape[-1])  # [term, seed, step]
+        names = np.array(["distortion", "rate", "constraint", "beta", "loss"])
+        values = np.stack([getattr(metrics, name) for name in names])
+        values = values.reshape(len(names), -1, values.shape[-1])  # [term, seed, step]
         finite = np.isfinite(values)
-        if finite.all():
-            return
-        offset = int(np.argmin(finite.all(axis=(0, 1))))
-        step = self.step - values.shape[-1] + offset + 1
-        names = np.array(["distortion", "rate", "constraint"])
-        terms = ", ".join(names[~finite[:, :, offset].all(axis=1)])
         groups = [
             name
             for name, tree in self.state.params._asdict().items()
-            if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
         ]
+        if finite.all() and not groups:
+            return
+        # [step]; where all are finite, the update of the last step broke something.
+        whole = finite.all(axis=(0, 1))
+        offset = len(whole) - 1 if whole.all() else int(np.argmin(whole))
+        step = self.step - len(whole) + offset + 1
+        terms = ", ".join(names[~finite[:, :, offset].all(axis=1)]) or "the update"
+        kept = f"the checkpoint of step {self.saved_step} stays"
         raise cli.UserError(
             f"not finite at step {step}: {terms}; parameters not finite after it: "
-            f"{', '.join(groups) or 'none'}; the checkpoint of step "
-            f"{self.saved_step} stays; try a smaller learning rate"
+            f"{', '.join(groups) or 'none'}; "
+            f"{'no checkpoint yet' if self.saved_step is None else kept}; "
+            "try a smaller learning rate"
         )
 
     def _check_constraint(self, metrics: StepMetrics) -> None:
@@ -433,9 +438,9 @@ class _Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint of the current step."""
-        if self.step not in self.checkpointer.steps():
+        if self.step != self.saved_step:
             self.checkpointer.save(self.step, self.state)
-        self.saved_step = self.step
+            self.saved_step = self.step
 
     def validate(self, progress: "Progress") -> None:
         """Adds a validation line per seed."""

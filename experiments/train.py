@@ -1,4 +1,4 @@
-"""Trains a VAE with a learned prior; goes on where an earlier run stopped.
+r"""Trains a VAE with a learned prior; goes on where an earlier run stopped.
 
     python -m experiments.train --config=pendulum
     python -m experiments.train --config=pendulum --config.beta.scheme=geco \

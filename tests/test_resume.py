@@ -1,0 +1,327 @@
+"""Stopped in any way and continued, a run ends bit for bit where it would have."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_experiments import arguments, cached_programs, command, lines_of, read, tiny
+
+from experiments import cli, runs
+from vhp_jax.checkpoints import Checkpointer
+
+pytestmark = pytest.mark.optax
+
+ROOT = Path(__file__).resolve().parents[1]
+# Large steps, so that the initial phase ends within the run; a checkpoint now and then.
+SHORT = {
+    "beta.alpha": "0.5",
+    "beta.kappa": "0.14",
+    "model.centre": "False",
+    "train.learning_rate": "1e-2",
+    "train.prior_learning_rate": "1e-2",
+    "train.num_steps": "12",
+    "train.eval_every": "4",
+    "train.checkpoint_every": "4",
+    "train.snapshot_steps": "4,12",
+}
+# A checkpoint at each step: a process spends most of its time in writing them.
+LONG = SHORT | {
+    "train.num_steps": "200",
+    "train.eval_every": "40",
+    "train.checkpoint_every": "1",
+    "train.snapshot_steps": "40,200",
+}
+TIMES = ("wall_seconds", "examples_per_second")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.getbasetemp() / "programs"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(cache):
+    with cached_programs(cache):
+        yield
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory, programs) -> Path:
+    """An undisturbed run, only to be read."""
+    workdir = tmp_path_factory.mktemp("short")
+    runs.train(tiny(**SHORT), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory, programs) -> Path:
+    """An undisturbed run, only to be read."""
+    workdir = tmp_path_factory.mktemp("long")
+    runs.train(tiny(**LONG), workdir)
+    return workdir
+
+
+def without_times(line: dict) -> dict:
+    return {key: value for key, value in line.items() if key not in TIMES}
+
+
+def state_of(workdir: Path):
+    """The newest state, keys as integers."""
+
+    def convert(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    return jax.tree.map(convert, runs.restore(workdir).state)
+
+
+def assert_same_run(seen: Path, wanted: Path) -> None:
+    """The same state bit for bit, and the same files but for the clock."""
+    chex.assert_trees_all_equal(state_of(seen), state_of(wanted))
+    lines = [[without_times(line) for line in lines_of(p)] for p in (seen, wanted)]
+    assert lines[0] == lines[1]
+    summaries = [without_times(read(path / "summary.json")) for path in (seen, wanted)]
+    for summary in summaries:
+        summary["final_metrics"] = [*map(without_times, summary["final_metrics"])]
+    assert summaries[0] == summaries[1]
+    snapshots = [runs.WorkDir(path).snapshots() for path in (seen, wanted)]
+    chex.assert_trees_all_equal(*snapshots)
+    assert not list((seen / "checkpoints").glob("*.tmp"))
+
+
+def stop_after(step: int, config, workdir: Path, monkeypatch) -> None:
+    """Trains until a SIGTERM right after the line of `step`."""
+    log = runs._Trainer._log
+
+    def log_and_signal(self, *arguments):
+        lines = log(self, *arguments)
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return lines
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs._Trainer, "_log", log_and_signal)
+        with pytest.raises(cli.InterruptedRunError) as stopped:
+            runs.train(config, workdir)
+    assert stopped.value.signum == signal.SIGTERM
+    assert runs.restore(workdir).step == step
+    assert not (workdir / "summary.json").exists()
+
+
+def phase_end(workdir: Path) -> int:
+    """The first step of the main phase."""
+    lines = [line for line in lines_of(workdir) if "split" not in line]
+    phases = [line["initial_phase"] for line in lines]
+    assert phases == sorted(phases, reverse=True)
+    return lines[phases.index(False)]["step"]
+
+
+def test_the_runs_cross_the_phase_switch(short):
+    assert 3 <= phase_end(short) <= 10
+
+
+@pytest.mark.parametrize("offset", [-1, 0])
+def test_stopped_at_the_phase_switch_equals_uninterrupted(
+    offset, short, tmp_path, monkeypatch
+):
+    config = tiny(**SHORT)
+    cut = phase_end(short) + offset
+    stop_after(cut, config, tmp_path, monkeypatch)
+    assert bool(state_of(tmp_path).beta_state.initial_phase) == (offset < 0)
+    runs.train(config, tmp_path)
+    assert_same_run(tmp_path, short)
+
+
+@pytest.mark.slow
+def test_stopped_again_and_again_equals_uninterrupted(short, tmp_path, monkeypatch):
+    config, end = tiny(**SHORT), phase_end(short)
+    cuts = sorted({1, 2, end - 2, end - 1, end, end + 1, 11})
+    for cut in cuts:
+        stop_after(cut, config, tmp_path, monkeypatch)
+    runs.train(config, tmp_path)
+    assert_same_run(tmp_path, short)
+    seconds = [line["wall_seconds"] for line in lines_of(tmp_path) if "loss" in line]
+    assert seconds == sorted(seconds)  # earlier parts are counted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["rewo_alternative", "geco", "warm_up"])
+def test_resume_carries_the_state_of_every_scheme(scheme, tmp_path, monkeypatch):
+    config = tiny(**SHORT | {"beta.scheme": scheme})
+    runs.train(config, tmp_path / "whole")
+    stop_after(7, config, tmp_path / "parts", monkeypatch)
+    runs.train(config, tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_resume_of_several_seeds_at_once(tmp_path, monkeypatch):
+    config = tiny(**SHORT | {"num_seeds": "2"})
+    runs.train(config, tmp_path / "whole")
+    stop_after(7, config, tmp_path / "parts", monkeypatch)
+    runs.train(config, tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_crash_between_line_and_checkpoint_leaves_no_line_twice(
+    short, tmp_path, monkeypatch
+):
+    """The lines after the newest checkpoint are computed, and written, again."""
+    config = tiny(**SHORT)
+
+    def crash(self, step, state):
+        if step == 8:
+            raise RuntimeError("power cut")
+        save(self, step, state)
+
+    save = Checkpointer.save
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "save", crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            runs.train(config, tmp_path)
+    assert runs.restore(tmp_path).step == 4
+    assert lines_of(tmp_path)[-1]["step"] == 8
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')  # and the last line cut off
+    runs.train(config, tmp_path)
+    assert_same_run(tmp_path, short)
+
+
+def test_crash_before_the_first_checkpoint_starts_again(short, tmp_path):
+    """All that is there is a config and some lines."""
+    lines = [json.dumps(line) for line in lines_of(short)[:3]]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "config.json").write_bytes((short / "config.json").read_bytes())
+    runs.train(tiny(**SHORT), tmp_path)
+    assert_same_run(tmp_path, short)
+
+
+def test_signal_handlers_are_put_back(tmp_path, monkeypatch):
+    handled = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(signum) for signum in handled]
+    stop_after(1, tiny(**SHORT), tmp_path, monkeypatch)
+    assert [signal.getsignal(signum) for signum in handled] == before
+
+
+def test_second_signal_does_not_wait():
+    with cli.StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+        assert stop.signum == signal.SIGINT
+        with pytest.raises(cli.InterruptedRunError):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+# --- Processes of their own ----------------------------------------------------------
+
+
+class Process:
+    """`experiments.train` in a process of its own; what it prints goes to files."""
+
+    def __init__(self, workdir: Path, cache: Path):
+        self.workdir = workdir
+        self.out = workdir.with_suffix(".out").open("w+")
+        self.err = workdir.with_suffix(".err").open("w+")
+        settings = {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "experiments.train"),
+                *(f"--workdir={workdir}", *arguments(**LONG)),
+            ],
+            cwd=ROOT,
+            env=os.environ | settings,
+            stdout=self.out,
+            stderr=self.err,
+        )
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.out.close()
+        self.err.close()
+
+    def printed(self) -> str:
+        return Path(self.out.name).read_text()
+
+    def complained(self) -> str:
+        return Path(self.err.name).read_text()
+
+    def newest(self) -> int:
+        return max(Checkpointer(self.workdir / "checkpoints").steps(), default=0)
+
+    def wait_until(self, condition, seconds: float = 300.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.complained()
+            assert time.monotonic() < deadline, self.printed() + self.complained()
+            time.sleep(0.001)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_signals_checkpoint_and_exit(signum, code, long, tmp_path, cache):
+    workdir = tmp_path / "run"
+    with Process(workdir, cache) as process:
+        process.wait_until(lambda: process.newest() >= 3)
+        refused = command("train", f"--workdir={workdir}", *arguments(**LONG))
+        assert refused.code == 1
+        assert f"held by a live process (pid {process.process.pid})" in refused.err
+        process.process.send_signal(signum)
+        assert process.process.wait(120) == code
+        assert process.complained() == ""
+        stopped = re.search(r"stopped at step (\d+), checkpoint", process.printed())
+    assert runs.restore(workdir).step == int(stopped[1]) < 200
+    runs.train(tiny(**LONG), workdir)
+    assert_same_run(workdir, long)
+
+
+@pytest.mark.slow
+def test_killed_at_20_random_moments(long, tmp_path, cache):
+    """SIGKILL: 16 times around the writing of a checkpoint, 4 times while starting."""
+    workdir, torn, number = tmp_path / "run", 0, 0
+    generator = random.Random(0)
+    checkpoints = workdir / "checkpoints"
+    for number in range(20):
+        with Process(workdir, cache) as process:
+            if number % 5 == 4:
+                process.wait_until(lambda p=process: "device:" in p.printed())
+                time.sleep(generator.uniform(0.0, 1.5))
+            else:
+                wanted = process.newest() + generator.randint(1, 9)
+                process.wait_until(lambda p=process, w=wanted: p.newest() >= w)
+                time.sleep(generator.uniform(0.0, 0.03))
+            assert process.process.poll() is None, process.complained()
+            process.process.kill()
+            assert process.process.wait() == -signal.SIGKILL
+            torn += bool(list(checkpoints.glob("*.tmp")))
+    assert not (workdir / "summary.json").exists()
+    assert torn >= 3  # some of them did hit a checkpoint in the making
+    with Process(workdir, cache) as process:
+        assert process.process.wait(300) == 0, process.complained()
+        assert process.complained() == ""
+    assert_same_run(workdir, long)
+
+
+def test_checkpoints_written_here_are_finite(short):
+    chex.assert_tree_all_finite(jax.tree.map(np.asarray, state_of(short).params))

@@ -104,12 +104,20 @@ def check(config: ConfigDict) -> None:
         "eval_every": train.eval_every,
         "checkpoint_every": train.checkpoint_every,
     }
+    for step in train.snapshot_steps:
+        intervals[f"snapshot_steps ({step})"] = step
     for name, value in intervals.items():
         if value % train.log_every:
             raise UserError(
                 f"config.train.{name} must be a multiple of log_every "
                 f"({train.log_every}), got {value}"
             )
+    if not config.model.hidden or any(width < 1 for width in config.model.hidden):
+        raise UserError(
+            f"config.model.hidden wants widths >= 1, got {tuple(config.model.hidden)}"
+        )
+    if not 0 <= config.seed < 2**31:
+        raise UserError(f"config.seed must be from 0 to 2^31 - 1, got {config.seed}")
     if train.num_steps * train.batch_size >= 2**31:
         raise UserError(
             f"num_steps * batch_size must stay below 2^31, got "

@@ -27,8 +27,10 @@ class UsageError(Exception):
     """A command line that cannot be understood, told in one line; exit code 2."""
 
 
-class InterruptedRunError(Exception):
-    """Stopped by a signal after a clean checkpoint.
+class InterruptedRunError(BaseException):
+    """Stopped by a signal; not an Exception, so that no handler takes it for a fault.
+
+    The first signal ends the run after a checkpoint, a second one at once.
 
     Attributes:
       signum: the signal; the exit code is 128 + signum.

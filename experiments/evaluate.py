@@ -19,17 +19,23 @@ from absl import flags
 from experiments import cli, runs
 from vhp_jax import evaluation
 from vhp_jax.data import Split
-from vhp_jax.types import Params
+from vhp_jax.types import Params, PRNGKey
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Directory of a run.")
-flags.DEFINE_list("metrics", ["nll", "rate_distortion", "active_units"], "Which ones.")
+flags.DEFINE_list("metrics", ["nll", "rate_distortion", "active_units"], "See above.")
 flags.DEFINE_integer("num_samples", 5000, "Importance samples per example (nll).")
 flags.DEFINE_integer("num_examples", None, "Only the first so many examples.")
 flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which split.")
 flags.DEFINE_integer("seed", 0, "Seed of the evaluation's own draws.")
 
 Result = dict[str, Any]
+
+
+def key_for(metric: str) -> PRNGKey:
+    """A key of its own for each metric, apart from those of training."""
+    number = 1_000_000 + list(METRICS).index(metric)
+    return jax.random.fold_in(jax.random.key(FLAGS.seed), number)
 
 
 def nll(run: runs.Run, params: Params, split: Split, folder: Path) -> Result:
@@ -43,7 +49,7 @@ def nll(run: runs.Run, params: Params, split: Split, folder: Path) -> Result:
     result = evaluation.log_likelihood(
         run.experiment.model,
         params,
-        jax.random.key(FLAGS.seed),
+        key_for("nll"),
         split.examples,
         FLAGS.num_samples,
         progress=progress,
@@ -67,13 +73,13 @@ def rate_distortion(
 ) -> Result:
     """Rate and distortion of the training objective."""
     del folder
-    key = jax.random.key(FLAGS.seed)
+    key = key_for("rate_distortion")
     measured = evaluation.rate_distortion(
         run.experiment.objective, params, key, split.examples
     )
     return {
         "value": measured.distortion + measured.rate,
-        "stderr": math.hypot(measured.distortion_stderr, measured.rate_stderr),
+        "stderr": measured.bound_stderr,
         "num_samples": run.config.objective.num_samples,
         "estimator": "distortion + rate with one z per example, nats per example",
         **measured._asdict(),
@@ -83,7 +89,7 @@ def rate_distortion(
 def active_units(run: runs.Run, params: Params, split: Split, folder: Path) -> Result:
     """Active units of z and the KL of each inner latent: App. D.2."""
     del folder
-    key = jax.random.key(FLAGS.seed)
+    key = key_for("active_units")
     measured = evaluation.active_units(
         run.experiment.model, params, key, split.examples
     )
@@ -160,6 +166,7 @@ def main() -> None:
                 "num_examples": len(split.examples),
                 "split": FLAGS.split,
                 "seed": seed,
+                "evaluation_seed": FLAGS.seed,
                 "step": step,
                 "seconds": time.monotonic() - began,
                 "device": jax.devices()[0].device_kind,

@@ -24,22 +24,14 @@ def training_figures(
     lines = member_lines(directory, run.config.seed)
     yield "history", plotting.plot_history(columns(lines))
     params = next(run.members(state.params))
-    if run.experiment.model.latent_dim == 2:
+    planar = run.experiment.model.latent_dim == 2
+    if planar and directory.snapshots():
         yield "latent_space", snapshot_figure(directory, run.config.seed)
-        if run.experiment.dataset.target_kind == "angle":
-            regression = test_regression(run, params)
-            yield (
-                "regression",
-                plotting.plot_regression(
-                    {
-                        "test set": (
-                            run.experiment.dataset.test.targets,
-                            regression.fitted,
-                        )
-                    },
-                    {"test set": regression.error},
-                ),
-            )
+    if planar and run.experiment.dataset.target_kind == "angle":
+        fit = test_regression(run, params)
+        curve = (run.experiment.dataset.test.targets, fit.fitted)
+        figure = plotting.plot_regression({"test set": curve}, {"test set": fit.error})
+        yield "regression", figure
     yield "samples", plotting.plot_image_grid(sample_images(run, params, 64, seed=0))
 
 
@@ -114,9 +106,11 @@ def sample_images(
 ) -> np.ndarray:
     """Ancestral samples: z ~ p(z), then E[x|z]; [num_samples, *example]."""
     model = run.experiment.model
-    z = model.prior.sample(params, jax.random.key(seed), num_samples)
+    with jax.default_matmul_precision("highest"):
+        z = model.prior.sample(params, jax.random.key(seed), num_samples)
+        images = np.asarray(model.reconstruct(params, z))
     shape = run.experiment.dataset.train.examples.shape[1:]
-    images = np.asarray(model.reconstruct(params, z)).reshape(num_samples, *shape)
+    images = images.reshape(num_samples, *shape)
     return np.clip(images, 0.0, 1.0)
 
 

@@ -69,6 +69,8 @@ def main() -> None:
     dataset = run.experiment.dataset
     workdir = Path(FLAGS.workdir)
     print(runs.banner(f"{dataset.name} ({dataset.source})", workdir))
+    if len(run.seeds) > 1:
+        print(f"seed {run.seeds[0]}, the first of {len(run.seeds)}")
     params = next(run.members(state.params))
     interpolation = figures.Interpolation(run, params, chosen_pairs(run), FLAGS.seed)
     strips, jumps = {}, {}

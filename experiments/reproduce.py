@@ -8,6 +8,9 @@ r"""Runs or resumes every row of a table or figure of the paper and writes the r
 Runs live in --workdir and are resumed; results/TARGET.json, results/TARGET.md and
 results/figures/*.png are written anew from what is complete there. A row that is not
 complete stands as "not run".
+
+Targets: table1, table1_plain, ablation; fig1, fig2, fig3, fig4, fig12, fig13, fig14,
+fig15, fig16, fig18 by their numbers in the arXiv version, and fig10 of the later one.
 """
 
 import dataclasses
@@ -28,11 +31,11 @@ from experiments import cli, figures, runs
 from vhp_jax import evaluation, plotting
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("target", None, "What to reproduce; see below.")
+flags.DEFINE_string("target", None, "What to reproduce, see above.")
 flags.DEFINE_float("budget_minutes", math.inf, "Stop training after so many minutes.")
 flags.DEFINE_list("rows", None, "Only these rows, by name.")
 flags.DEFINE_integer(
-    "num_seeds", 5, "Seeds per row: 1, 2, ... (rows may ask for less)."
+    "num_seeds", 3, "Seeds per row of a table: 1, 2, ... Figures take the first."
 )
 flags.DEFINE_string("workdir", "runs", "Where the runs are.")
 flags.DEFINE_string("output", "results", "Where the results go.")
@@ -102,10 +105,10 @@ TABLES: dict[str, dict[str, Row]] = {
     },
     # The same data and schemes from a plain initialisation.
     "table1_plain": {
-        "VHP + REWO, plain": Row("pendulum", PLAIN, 0.054),
-        "VHP + GECO, plain": Row("pendulum", PLAIN | GECO, 0.53),
-        "VHP, plain": Row("pendulum", PLAIN | BOUND, 0.49),
-        "VHP + WU (20 epochs), plain": Row("pendulum", PLAIN | WARM_UP, 0.20),
+        "VHP + REWO (plain)": Row("pendulum", PLAIN, 0.054),
+        "VHP + GECO (plain)": Row("pendulum", PLAIN | GECO, 0.53),
+        "VHP (plain)": Row("pendulum", PLAIN | BOUND, 0.49),
+        "VHP + WU (20 epochs) (plain)": Row("pendulum", PLAIN | WARM_UP, 0.20),
     },
     # VHP + REWO with one choice at a time put back.
     "ablation": {
@@ -151,6 +154,7 @@ def train_rows(names: list[str], num_seeds: int, deadline: float) -> None:
         for name in names:
             row, path = ROWS[name], folder(name, seed)
             if is_complete(path):
+                runs.check_config(path, row.resolved(seed))
                 continue
             left = (deadline - time.monotonic()) / 60.0
             if left <= 0:
@@ -183,6 +187,7 @@ def measure(name: str) -> dict[str, Any]:
         return record
     fits, summaries = [], []
     for number in done:
+        runs.check_config(folder(name, number), row.resolved(number))
         run, state, _ = runs.restore(folder(name, number))
         fits.append(figures.test_regression(run, state.params))
         summaries.append(runs.read_json(folder(name, number) / "summary.json"))
@@ -391,6 +396,12 @@ def main() -> None:
         raise cli.UsageError(
             f"{FLAGS.target} has no row {unknown[0]!r}; there are: "
             f"{'; '.join(target.rows)}"
+        )
+    if FLAGS.num_seeds < 1:
+        raise cli.UsageError(f"--num_seeds must be >= 1, got {FLAGS.num_seeds}")
+    if not FLAGS.budget_minutes > 0:
+        raise cli.UsageError(
+            f"--budget_minutes must be positive, got {FLAGS.budget_minutes}"
         )
     deadline = time.monotonic() + 60.0 * FLAGS.budget_minutes
     seeds = FLAGS.num_seeds if target.seeds is None else target.seeds

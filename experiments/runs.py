@@ -69,21 +69,13 @@ class WorkDir:
 
     def claim(self, config: ConfigDict) -> None:
         """Writes config.json, or refuses a directory that holds another config."""
-        wanted = json.loads(config.to_json())
         path = self.path / "config.json"
-        if not path.exists():
-            if (self.path / "checkpoints").exists():
-                raise cli.UserError(f"{path} is missing beside checkpoints/")
-            write_json(path, wanted)
+        if path.exists():
+            check_config(self.path, config)
             return
-        seen = read_json(path)
-        for key in sorted(_flat(seen) | _flat(wanted)):
-            here, there = _flat(wanted).get(key), _flat(seen).get(key)
-            if here != there:
-                raise cli.UserError(
-                    f"{self.path} holds a run of another config: {key} is {there!r} "
-                    f"there and {here!r} here; choose another --workdir"
-                )
+        if (self.path / "checkpoints").exists():
+            raise cli.UserError(f"{path} is missing beside checkpoints/")
+        write_json(path, json.loads(config.to_json()))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Whole lines of metrics.jsonl; a line cut off by a kill is left out."""
@@ -126,6 +118,18 @@ class WorkDir:
         return found
 
 
+def check_config(path: Path, config: ConfigDict) -> None:
+    """Refuses a work directory whose config.json is not `config`."""
+    wanted = _flat(json.loads(config.to_json()))
+    seen = _flat(read_json(path / "config.json"))
+    for key in sorted(seen | wanted):
+        if wanted.get(key) != seen.get(key):
+            raise cli.UserError(
+                f"{path} holds a run of another config: {key} is {seen.get(key)!r} "
+                f"there and {wanted.get(key)!r} here; choose another --workdir"
+            )
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces a file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,14 +143,17 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(_jsonable(value), indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Reads JSON; UserError names a file that is missing or damaged."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; UserError names a file that is missing or damaged."""
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except FileNotFoundError:
         raise cli.UserError(f"{path} does not exist") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not even text
         raise cli.UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise cli.UserError(f"{path} holds {type(value).__name__}; wanted an object")
+    return value
 
 
 def _jsonable(value: Any) -> Any:
@@ -234,7 +241,13 @@ def restore(workdir: str | os.PathLike[str]) -> Restored:
       UserError: there is no run or no checkpoint in `workdir`.
     """
     path = Path(workdir)
-    run = Run(ConfigDict(read_json(path / "config.json")))
+    config = read_json(path / "config.json")
+    try:
+        run = Run(ConfigDict(config))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise cli.UserError(
+            f"{path / 'config.json'} is not a config of this version: {error}"
+        ) from None
     like = jax.eval_shape(run.initial_state)
     with Checkpointer(path / "checkpoints") as checkpointer:
         found = checkpointer.restore_latest(like)
@@ -280,7 +293,7 @@ def train(
         dataset = run.experiment.dataset
         print(banner(f"{dataset.name} ({dataset.source})", directory.path), flush=True)
         done = directory.path / "summary.json"
-        if done.exists() and (summary := read_json(done))["completed"]:
+        if done.exists() and (summary := read_json(done)).get("completed"):
             print(f"already complete at step {summary['step']}: {done}")
             return summary
         with Checkpointer(directory.path / "checkpoints") as checkpointer:
@@ -302,7 +315,7 @@ class _Trainer:
         self.checkpointer = checkpointer
         self.start = start
         self.earlier_seconds = 0.0
-        self.smallest_constraint = math.inf
+        self.smallest_constraint = np.full(len(run.seeds), math.inf)
         self.saved_step: int | None = None
         self.state = self._resume_or_start()
         self.loop = training.jit_train_loop(
@@ -330,7 +343,11 @@ class _Trainer:
         trained = [line for line in lines if "split" not in line]
         if trained:
             self.earlier_seconds = trained[-1]["wall_seconds"]
-            self.smallest_constraint = min(line["constraint"] for line in trained)
+            for line in trained:
+                member = self.run_.seeds.index(line.get("seed", self.run_.seeds[0]))
+                self.smallest_constraint[member] = min(
+                    self.smallest_constraint[member], line["constraint"]
+                )
         print(f"resuming at step {step} of {self.run_.config.train.num_steps}")
         return state
 
@@ -423,16 +440,18 @@ class _Trainer:
     def _check_constraint(self, metrics: StepMetrics) -> None:
         """Gives up where kappa is out of reach."""
         config = self.run_.config.beta
-        self.smallest_constraint = min(
-            self.smallest_constraint, float(metrics.constraint.min())
-        )
-        waiting = bool(np.any(metrics.initial_phase[..., -1]))
-        if waiting and self.step >= config.max_initial_steps:
+        seen = metrics.constraint.reshape(len(self.run_.seeds), -1).min(axis=1)
+        self.smallest_constraint = np.minimum(self.smallest_constraint, seen)
+        waiting = metrics.initial_phase[..., -1].reshape(-1)
+        last = min(config.max_initial_steps, self.run_.config.train.num_steps)
+        if waiting.any() and self.step >= last:
             self.save()
+            member = int(np.argmax(waiting))
+            smallest = self.smallest_constraint[member]
             raise cli.UserError(
-                f"kappa^2 = {config.kappa**2:g} not reached in {self.step} steps: the "
-                f"smallest C_hat was {self.smallest_constraint:.3g}; try "
-                f"kappa >= {1.1 * math.sqrt(self.smallest_constraint):.2g}, a smaller "
+                f"kappa^2 = {config.kappa**2:g} not reached in {self.step} steps (seed "
+                f"{self.run_.seeds[member]}): the smallest C_hat was {smallest:.3g}; "
+                f"try kappa >= {1.1 * math.sqrt(smallest):.2g}, a smaller "
                 "beta.init, wider networks, or more steps (beta.max_initial_steps)"
             )
 
@@ -449,7 +468,8 @@ class _Trainer:
         for seed, params in zip(
             self.run_.seeds, self.run_.members(self.state.params), strict=True
         ):
-            key = jax.random.key(self.run_.config.data.seed)
+            # The same draws at every validation, and none that training uses.
+            key = jax.random.fold_in(jax.random.key(seed), 1_000_000)
             measured = evaluation.rate_distortion(
                 experiment.objective, params, key, split.examples
             )

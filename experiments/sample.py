@@ -26,6 +26,8 @@ def main() -> None:
     dataset = run.experiment.dataset
     workdir = Path(FLAGS.workdir)
     print(runs.banner(f"{dataset.name} ({dataset.source})", workdir))
+    if len(run.seeds) > 1:
+        print(f"seed {run.seeds[0]}, the first of {len(run.seeds)}")
     params = next(run.members(state.params))
     images = figures.sample_images(run, params, FLAGS.num_samples, FLAGS.seed)
     figures.save_all({"samples": plotting.plot_image_grid(images)}, workdir / "figures")

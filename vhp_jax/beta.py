@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -31,7 +32,7 @@ class BetaState(NamedTuple):
       beta: float32, the weight of the rate in the Lagrangian.
       constraint_average: float32, C_hat: running average of the batch means of C.
       initial_phase: bool, True while only (theta, phi) are to be optimised (Alg. 1).
-      inner: what one scheme alone needs (gamma of App. B.1), else ().
+      inner: what one scheme alone needs (log gamma of App. B.1), else ().
     """
 
     step: Counter
@@ -180,21 +181,24 @@ def rewo_alternative(
     if beta_init >= 1.0:
         raise ValueError(f"beta_init must be below 1, got {beta_init}")
     _check_alpha(alpha)
-    gamma_init = (1.0 / beta_init - 1.0) / tau
+    log_tau = math.log(tau)
+    log_gamma_init = math.log((1.0 / beta_init - 1.0) / tau)
 
     def init() -> BetaState:
-        gamma = jnp.asarray(gamma_init, jnp.float32)
-        return _initial_state(beta_init, two_phases=True)._replace(inner=gamma)
+        log_gamma = jnp.asarray(log_gamma_init, jnp.float32)
+        return _initial_state(beta_init, two_phases=True)._replace(inner=log_gamma)
 
     def update(state: BetaState, constraint: Scalar) -> tuple[BetaState, BetaInfo]:
         average = _running_average(state, constraint, alpha)
         violation = average - kappa**2
         initial_phase = state.initial_phase & (violation >= 0.0)
-        factor = jnp.where(initial_phase, 1.0, jnp.exp(nu * violation))
-        gamma = state.inner * factor
-        beta = jnp.where(initial_phase, state.beta, 1.0 / (1.0 + tau * gamma))
-        info = BetaInfo(violation, jnp.log(beta / state.beta))
-        return BetaState(state.step + 1, beta, average, initial_phase, gamma), info
+        # log gamma, not gamma: it sinks without end while the constraint is met, and
+        # a gamma that has underflowed to 0 could never rise again.
+        log_gamma = state.inner + jnp.where(initial_phase, 0.0, nu * violation)
+        new_beta = jax.nn.sigmoid(-(log_tau + log_gamma))  # 1 / (1 + tau gamma)
+        beta = jnp.where(initial_phase, state.beta, new_beta)
+        info = BetaInfo(violation, jnp.log(beta) - jnp.log(state.beta))
+        return BetaState(state.step + 1, beta, average, initial_phase, log_gamma), info
 
     return BetaScheme(init, update)
 

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,20 @@ from vhp_jax.model import VAE
 from vhp_jax.objectives import Objective, joint_samples
 from vhp_jax.priors import HierarchicalPrior
 from vhp_jax.types import Examples, Params, PerExample, PRNGKey
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _in_full_precision(measure: Callable[P, T]) -> Callable[P, T]:
+    """No TF32 or bfloat16 in matrix products, whatever the device's default is."""
+
+    @functools.wraps(measure)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with jax.default_matmul_precision("highest"):
+            return measure(*args, **kwargs)
+
+    return wrapped
 
 
 class Encodings(NamedTuple):
@@ -52,6 +66,7 @@ def _encode(model: VAE, params: Params, x: Examples) -> tuple[Array, Array]:
     return q_z.mean, q_z.scale
 
 
+@_in_full_precision
 def encode_dataset(
     model: VAE, params: Params, x: np.ndarray, batch_size: int = 1000
 ) -> Encodings:
@@ -71,6 +86,7 @@ class RateDistortion(NamedTuple):
       distortion_stderr: its standard error.
       rate: F of Eq. 9, nats per example.
       rate_stderr: its standard error.
+      bound_stderr: standard error of distortion + rate, which share their draws.
       constraint: mean of C.
     """
 
@@ -78,6 +94,7 @@ class RateDistortion(NamedTuple):
     distortion_stderr: float
     rate: float
     rate_stderr: float
+    bound_stderr: float
     constraint: float
 
 
@@ -86,6 +103,7 @@ def _terms(objective: Objective, params: Params, key: PRNGKey, x: Examples) -> A
     return jnp.stack(objective(params, key, x))
 
 
+@_in_full_precision
 def rate_distortion(
     objective: Objective,
     params: Params,
@@ -110,8 +128,9 @@ def rate_distortion(
     ]
     terms = np.concatenate(parts, axis=1).astype(np.float64)  # [3, N]
     mean = terms.mean(axis=1)
+    terms[2] = terms[0] + terms[1]
     stderr = terms.std(axis=1, ddof=1) / math.sqrt(terms.shape[1])
-    return RateDistortion(mean[0], stderr[0], mean[1], stderr[1], mean[2])
+    return RateDistortion(mean[0], stderr[0], mean[1], stderr[1], stderr[2], mean[2])
 
 
 class ActiveUnits(NamedTuple):
@@ -142,6 +161,7 @@ def _inner_kl(
     return kl_to_standard_normal(q_z.mean, jnp.asarray(q_z.log_scale))
 
 
+@_in_full_precision
 def active_units(
     model: VAE,
     params: Params,
@@ -348,6 +368,7 @@ def _weight_sums(
     return sums
 
 
+@_in_full_precision
 def log_likelihood(
     model: VAE,
     params: Params,
@@ -386,8 +407,7 @@ def log_likelihood(
     done = 0
     for batch, count in _batches(x, batch_size):
         keys = fold(key, jnp.arange(done, done + batch_size))
-        with jax.default_matmul_precision("highest"):
-            sums = _weight_sums(model, params, keys, batch, num_samples, chunk_size)
+        sums = _weight_sums(model, params, keys, batch, num_samples, chunk_size)
         parts.append([np.asarray(field, np.float64)[:count] for field in sums])
         done += count
         progress(done)

@@ -48,6 +48,8 @@ def _looks_linear(
     """[[W, -W], [-W, W]], or its left or upper half where one side has no pairs."""
 
     def init(key: PRNGKey, shape: Sequence[int], dtype: Any) -> Array:
+        if (mirror_input and shape[0] % 2) or (mirror_output and shape[1] % 2):
+            raise ValueError(f"looks_linear wants even hidden widths, got {shape}")
         rows = shape[0] // 2 if mirror_input else shape[0]
         columns = shape[1] // 2 if mirror_output else shape[1]
         kernel = base(key, (rows, columns), dtype)
@@ -143,7 +145,8 @@ class GaussianDecoder(nn.Module):
       initialisation: see `MLP`.
       head_scale: factor on the head's initial weights.
       scale_init: initial standard deviation, in the units of the data.
-      min_log_scale: lower limit of the log-scale; keeps the likelihood bounded.
+      min_log_scale: lower limit of the log-scale; keeps the likelihood bounded. Below
+        it the log-scale has no gradient and stays.
     """
 
     hidden: Sequence[int]

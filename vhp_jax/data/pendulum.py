@@ -9,7 +9,7 @@ construction.
 
 import numpy as np
 
-from vhp_jax.data.base import Dataset, Split
+from vhp_jax.data.base import Dataset, Split, check_images
 
 IMAGE_SIZE = 16
 
@@ -90,12 +90,14 @@ def load(
         "bob_width": bob_width,
     }
     for name, value in lengths.items():
-        if not value > 0.0:
-            raise ValueError(f"{name} must be positive, got {value}")
+        if not (value > 0.0 and np.isfinite(value)):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
     if not 0.0 < amplitude <= 1.0:
         raise ValueError(f"amplitude must be in (0, 1], got {amplitude}")
-    if not noise >= 0.0:
-        raise ValueError(f"noise must not be negative, got {noise}")
+    if not (noise >= 0.0 and np.isfinite(noise)):
+        raise ValueError(f"noise must be finite and not negative, got {noise}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
 
     def draw(generator: np.random.Generator, count: int) -> Split:
         angles = generator.uniform(0.0, 2.0 * np.pi, count)
@@ -109,4 +111,6 @@ def load(
         name: draw(stream, count)
         for (name, count), stream in zip(counts.items(), streams, strict=True)
     }
+    for name, split in splits.items():
+        check_images(f"pendulum {name}", split.examples)
     return Dataset("pendulum", "angle", f"generated, seed {seed}", **splits)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -47,14 +46,28 @@ def build(config: ConfigDict) -> Experiment:
     check(config)
     dataset = build_data(config.data)
     model = build_model(config.model, dataset)
-    mean = dataset.train.examples.mean(axis=0, dtype=np.float64).astype(np.float32)
+    components = networks.principal_components(
+        dataset.train.examples, config.model.latent_dim
+    )
     steps_per_epoch = len(dataset.train.examples) / config.train.batch_size
 
+    def principal(params: Params, key: PRNGKey) -> Params:
+        if config.model.initialisation != "looks_linear":
+            raise UserError("config.model.start=principal wants looks_linear networks")
+        scale = config.model.encoder_head_scale
+        return networks.start_principal(params, key, components, scale)
+
+    starts: dict[str, Callable[[Params, PRNGKey], Params]] = {
+        "principal": principal,
+        "centred": lambda params, key: networks.centre(params, components.mean),
+        "random": lambda params, key: params,
+    }
+    start = choose("model.start", config.model.start, starts)
+
     def init_params(key: PRNGKey) -> Params:
-        params = model.init(key, mean.shape)
-        if config.model.centre:
-            params = networks.centre(params, mean.reshape(-1))
-        return params
+        key_init, key_start = jax.random.split(key)
+        params = model.init(key_init, dataset.train.examples.shape[1:])
+        return start(params, key_start)
 
     return Experiment(
         dataset,

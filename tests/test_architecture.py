@@ -307,6 +307,7 @@ def test_every_config_key_is_read(tmp_path):
         "data.num_validation": "16",
         "data.num_test": "16",
         "model.hidden": "8",
+        "beta.kappa": "0.3",
         "train.num_steps": "1",
         "train.log_every": "1",
         "train.batch_size": "4",

@@ -65,7 +65,7 @@ def run(scheme: beta.BetaScheme, constraints: list[float], state=None):
 
 
 def alternative_state(gamma: float, average: float, initial_phase: bool = False):
-    inner = jnp.float32(gamma)
+    inner = jnp.float32(math.log(gamma))  # log gamma is what is carried
     return state_at(1.0 / (1.0 + TAU * gamma), average, initial_phase, inner)
 
 
@@ -255,8 +255,8 @@ def test_alternative_steps_by_hand(gamma):
     for average in (0.5, 0.125, KAPPA_SQUARED):
         after, _ = step(scheme, alternative_state(gamma, average), average)
         wanted = gamma * math.exp(NU * (average - 0.25))
-        np.testing.assert_allclose(after.inner, wanted, rtol=1e-6)
-        np.testing.assert_allclose(after.beta, 1.0 / (1.0 + TAU * wanted), rtol=1e-6)
+        np.testing.assert_allclose(after.inner, math.log(wanted), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(after.beta, 1.0 / (1.0 + TAU * wanted), rtol=1e-5)
 
 
 def test_alternative_falls_while_violated_and_rises_to_one_while_met():
@@ -278,8 +278,17 @@ def test_alternative_keeps_beta_and_gamma_together():
     constraints = [1.0, 0.3, 0.0, 0.0, 0.0, 0.0, 2.0, 2.0, 0.1]
     for state in (initial, run(scheme, constraints)):
         np.testing.assert_allclose(
-            state.beta, 1.0 / (1.0 + TAU * state.inner), rtol=1e-5
+            state.beta, 1.0 / (1.0 + TAU * np.exp(state.inner)), rtol=1e-5
         )
+
+
+def test_alternative_comes_down_again_after_a_long_time_at_one():
+    """gamma = exp(-200) is no float32, its logarithm is."""
+    scheme = SCHEMES["rewo_alternative"]()
+    before = state_at(1.0, 0.0, inner=jnp.float32(-200.0))
+    states = run(scheme, [30.0] * 10, before)
+    assert states.beta[0] == 1.0
+    assert states.beta[-1] < 1e-3
 
 
 def test_alternative_holds_gamma_in_the_initial_phase():

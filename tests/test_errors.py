@@ -101,7 +101,7 @@ USAGE_ERRORS = {
     "no value": (["--config.seed"], ["--config.seed=VALUE"]),
     "not an int": (["--config.seed=1.5"], ["config.seed", "int", "'1.5'"]),
     "not a float": (["--config.beta.nu=fast"], ["config.beta.nu", "float", "'fast'"]),
-    "not a bool": (["--config.model.centre=maybe"], ["config.model.centre", "bool"]),
+    "not a number": (["--config.beta.tau=maybe"], ["config.beta.tau", "float"]),
     "not a tuple": (["--config.model.hidden=8,x"], ["config.model.hidden", "tuple"]),
     "flag": (["--worxdir=x"], ["worxdir", "workdir"]),
     "argument": (["pendulum"], ["unexpected argument 'pendulum'"]),
@@ -154,6 +154,8 @@ OTHER_USAGE_ERRORS = {
     "reproduce": [
         ([], "--target must be one of table1"),
         (["--target=fig99"], "'fig99'"),
+        (["--target=fig1", "--num_seeds=0"], "--num_seeds must be >= 1"),
+        (["--target=fig1", "--budget_minutes=0"], "--budget_minutes must be positive"),
         (["--target=table1", "--rows=VHP + SGD"], "no row 'VHP + SGD'"),
     ],
 }
@@ -169,6 +171,7 @@ def test_other_commands_refuse_bad_flags(name):
 
 BAD_VALUES = [
     ("num_seeds", "0"),
+    ("seed", "-1"),
     ("data.name", "mnits"),
     ("data.num_train", "0"),
     ("data.num_test", "-1"),
@@ -232,11 +235,15 @@ def test_choices_are_listed():
             build.build(tiny(**{key: "nothing"}))
 
 
-@pytest.mark.parametrize("key", ["num_steps", "eval_every", "checkpoint_every"])
+INTERVALS = ["num_steps", "eval_every", "checkpoint_every", "snapshot_steps"]
+
+
+@pytest.mark.parametrize("key", INTERVALS)
 def test_intervals_must_fit(key, tmp_path):
-    words = arguments(**{"train.log_every": "3", f"train.{key}": "4"})
+    overrides = {f"train.{name}": "3" for name in ["log_every", *INTERVALS]}
+    words = arguments(**overrides | {f"train.{key}": "4"})
     done = command("train", f"--workdir={tmp_path}", *words)
-    assert_one_line(done, 1, "must be a multiple of log_every (3), got 4")
+    assert_one_line(done, 1, key, "must be a multiple of log_every (3), got 4")
 
 
 def test_batch_positions_must_fit_int32(tmp_path):
@@ -297,6 +304,14 @@ def test_other_commands_want_a_run(name, tmp_path, unfinished):
     (unfinished / "config.json").write_text('{"seed": 1')
     done = command(name, f"--workdir={unfinished}")
     assert_one_line(done, 1, "config.json is not JSON")
+
+
+def test_config_of_another_version_is_named(workdir):
+    config = read(workdir / "config.json")
+    del config["beta"]["nu"]
+    (workdir / "config.json").write_text(json.dumps(config))
+    done = command("sample", f"--workdir={workdir}")
+    assert_one_line(done, 1, "config.json is not a config of this version", "nu")
 
 
 # --- Checkpoints ---------------------------------------------------------------------
@@ -401,6 +416,7 @@ def test_non_finite_step_is_named_and_the_checkpoint_stays(tmp_path):
 def test_non_finite_step_inside_a_chunk_is_counted_from_the_start(tmp_path):
     overrides = {"train.learning_rate": "1e30", "train.log_every": "4"}
     overrides |= {"train.checkpoint_every": "4", "train.eval_every": "4"}
+    overrides |= {"train.snapshot_steps": "4"}
     done = command("train", f"--workdir={tmp_path}", *arguments(**overrides))
     assert_one_line(done, 1, "not finite at step 2", "no checkpoint yet")
     assert not (tmp_path / "summary.json").exists()
@@ -469,6 +485,9 @@ def test_kappa_out_of_reach_ends_with_the_smallest_c_hat(tmp_path, log_every):
         "beta.max_initial_steps": "2",
         "train.log_every": str(log_every),
     }
+    # Also where the run would otherwise end before it is out of patience.
+    if log_every == 2:
+        overrides |= {"train.num_steps": "2", "beta.max_initial_steps": "1000"}
     words = [f"--workdir={tmp_path}", *arguments(**overrides)]
     done = command("train", *words)
     assert_one_line(done, 1, "kappa^2 = 1e-10 not reached in 2 steps", "try kappa >=")
@@ -561,7 +580,7 @@ def test_number_of_examples_must_fit(workdir, count):
 
 
 def test_reproduce_without_runs_says_what_is_missing(tmp_path):
-    words = [f"--workdir={tmp_path}", f"--output={tmp_path}", "--budget_minutes=0"]
+    words = [f"--workdir={tmp_path}", f"--output={tmp_path}", "--budget_minutes=1e-9"]
     done = command("reproduce", "--target=fig2", *words)
     assert_one_line(done, 1, "is not complete; raise --budget_minutes")
 

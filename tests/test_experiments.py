@@ -27,7 +27,9 @@ TINY = {
     "data.num_test": "16",
     "model.hidden": "8",
     "model.initialisation": "he",
+    "model.start": "random",
     "objective.num_samples": "2",
+    "beta.kappa": "0.2",  # reached at once: a run that ends before is an error
     "train.num_steps": "4",
     "train.batch_size": "8",
     "train.log_every": "1",
@@ -155,7 +157,7 @@ def test_first_line_names_device_data_and_directory(finished):
     assert first.startswith("device: 1 x cpu | data: pendulum (generated, seed 0)")
     assert first.endswith(f"work directory: {finished}")
     progress = [line for line in rest if line.startswith("step ")]
-    for words in ("loss", "C_hat", "kappa^2", "beta", "initial phase", "s left"):
+    for words in ("loss", "C_hat", "kappa^2", "beta", "main phase", "s left"):
         assert words in progress[0]
 
 
@@ -189,7 +191,8 @@ def test_metrics_have_a_line_each_interval(finished):
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
         assert {key: type(value) for key, value in line.items()} == TRAINING_FIELDS
-        assert line["kappa_squared"] == pytest.approx(0.02**2)
+        assert line["kappa_squared"] == pytest.approx(0.2**2)
+        assert line["initial_phase"] is False
         # One step a line, so the means are those of the step.
         wanted = line["distortion"] + line["beta"] * line["rate"]
         assert line["loss"] == pytest.approx(wanted, rel=1e-5)
@@ -269,14 +272,12 @@ def test_overrides_keep_types():
         train__learning_rate="3e-4",
         train__snapshot_steps="(1, 2,3)",
         model__hidden="16",
-        model__centre="false",
         beta__scheme="geco",
         train__num_steps="7",
     )
     assert config.train.learning_rate == 3e-4
     assert config.train.snapshot_steps == (1, 2, 3)
     assert config.model.hidden == (16,)
-    assert config.model.centre is False
     assert config.beta.scheme == "geco"
     assert type(config.train.num_steps) is int
     assert config.is_locked
@@ -496,7 +497,7 @@ ROW_FIELDS += ("command", "commit", "hardware", "minutes")
 
 
 def test_rows_not_run_stand_as_not_run(tmp_path):
-    done = reproduce(tmp_path, "table1", "--budget_minutes=0")
+    done = reproduce(tmp_path, "table1", "--budget_minutes=1e-9")
     assert (done.code, done.err) == (0, "")
     table = read(tmp_path / "results" / "table1.json")
     assert table["target"] == "table1"
@@ -516,15 +517,19 @@ def test_rows_not_run_stand_as_not_run(tmp_path):
 
 
 def put(finished: Path, tmp_path: Path, *slugs: str) -> None:
-    """Stands the finished run in for seed 1 of rows."""
+    """Stands the finished run in for seed 1 of rows, whose configs are others."""
     for slug in slugs:
         target = tmp_path / "runs" / "pendulum_rows" / slug / "seed_1"
         shutil.copytree(finished, target)
 
 
-def test_table1_reports_what_is_complete(finished, tmp_path):
+def test_table1_reports_what_is_complete(finished, tmp_path, monkeypatch):
     put(finished, tmp_path, "vhp_rewo")
-    done = reproduce(tmp_path, "table1", "--budget_minutes=0")
+    done = reproduce(tmp_path, "table1", "--budget_minutes=1e-9")
+    assert done.code == 1  # no stale run passes for a row's
+    assert "holds a run of another config" in done.err
+    monkeypatch.setattr(runs, "check_config", lambda *_: None)
+    done = reproduce(tmp_path, "table1", "--budget_minutes=1e-9")
     assert (done.code, done.err) == (0, "")
     table = read(tmp_path / "results" / "table1.json")
     rows = {row["name"]: row for row in table["rows"]}
@@ -554,11 +559,12 @@ def test_every_row_has_a_config_of_its_own_and_a_command():
 
 
 @pytest.mark.slow
-def test_reproduce_draws_every_target(finished, tmp_path):
+def test_reproduce_draws_every_target(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "check_config", lambda *_: None)
     module = import_command("reproduce")
     put(finished, tmp_path, *(module.slug(name) for name in module.ROWS))
     for target in module.TARGETS:
-        done = reproduce(tmp_path, target, "--budget_minutes=0", "--num_seeds=1")
+        done = reproduce(tmp_path, target, "--budget_minutes=1e-9", "--num_seeds=1")
         assert (done.code, done.err) == (0, ""), target
         drawn = list((tmp_path / "results" / "figures").glob(f"{target}*.png"))
         assert all(map(is_png, drawn))

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHORT = {
     "beta.alpha": "0.5",
     "beta.kappa": "0.14",
-    "model.centre": "False",
+    "model.start": "random",
     "train.learning_rate": "1e-2",
     "train.prior_learning_rate": "1e-2",
     "train.num_steps": "12",

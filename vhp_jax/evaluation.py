@@ -201,8 +201,9 @@ class RingRegression:
       fitted: float64 [N], slope * polar + intercept.
       winding: turns of the encodings about the centre in one turn of the pendulum;
         +-1 for a ring that closes once.
-      largest_gap: largest distance between neighbours on the ring over the mean one.
-      crossings: number of times the closed curve of encodings crosses itself.
+      largest_gap: largest distance between neighbours on the mean curve (the encodings
+        averaged in 90 equal intervals of the angle) over the mean distance.
+      crossings: number of times that closed curve crosses itself.
     """
 
     error: float
@@ -263,7 +264,8 @@ def regress_angle(encodings: np.ndarray, angles: np.ndarray) -> RingRegression:
     (slope, intercept), *_ = np.linalg.lstsq(design, angle, rcond=None)
     fitted = design @ np.array([slope, intercept])
     closing = (polar[0] - polar[-1] + math.pi) % (2.0 * math.pi) - math.pi
-    steps = np.linalg.norm(np.diff(ring, axis=0, append=ring[:1]), axis=1)
+    curve = _mean_curve(ring, angle)
+    steps = np.linalg.norm(np.diff(curve, axis=0, append=curve[:1]), axis=1)
     inverse = np.argsort(order, kind="stable")
     return RingRegression(
         error=float(np.abs(angle - fitted).mean()),
@@ -275,8 +277,16 @@ def regress_angle(encodings: np.ndarray, angles: np.ndarray) -> RingRegression:
         fitted=fitted[inverse],
         winding=float((polar[-1] - polar[0] + closing) / (2.0 * math.pi)),
         largest_gap=float(steps.max() / max(steps.mean(), np.finfo(float).tiny)),
-        crossings=count_crossings(ring[:: max(1, len(ring) // 400)]),
+        crossings=count_crossings(curve),
     )
+
+
+def _mean_curve(ring: np.ndarray, angle: np.ndarray, bins: int = 90) -> np.ndarray:
+    """Mean encoding in each interval of the angle, so that noise makes no crossings."""
+    where = np.minimum((angle / (2.0 * math.pi) * bins).astype(int), bins - 1)
+    count = np.bincount(where, minlength=bins)
+    sums = np.stack([np.bincount(where, axis, bins) for axis in ring.T], axis=1)
+    return sums[count > 0] / count[count > 0, None]
 
 
 def count_crossings(polygon: np.ndarray) -> int:

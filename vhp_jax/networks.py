@@ -13,10 +13,12 @@ a linear head. Two initialisations are offered by name:
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, ArrayLike, Float
 
@@ -202,6 +204,101 @@ def centre(params: Params, mean: Float[ArrayLike, "pixels"]) -> Params:
     return params._replace(
         encoder=unflatten_dict(encoder), decoder=unflatten_dict(decoder)
     )
+
+
+class PrincipalComponents(NamedTuple):
+    """Mean and leading principal directions of a data set.
+
+    Attributes:
+      mean: float32 [pixels].
+      directions: float32 [pixels, D], orthonormal columns, largest variance first.
+    """
+
+    mean: Float[ArrayLike, "pixels"]
+    directions: Float[ArrayLike, "pixels D"]
+
+
+def principal_components(examples: np.ndarray, num: int) -> PrincipalComponents:
+    """The `num` leading principal components of examples [N, *example], in float64."""
+    flat = examples.reshape(len(examples), -1).astype(np.float64)
+    mean = flat.mean(axis=0)
+    _, vectors = np.linalg.eigh((flat - mean).T @ (flat - mean))
+    directions = vectors[:, ::-1][:, :num]
+    return PrincipalComponents(mean.astype(np.float32), directions.astype(np.float32))
+
+
+def start_principal(
+    params: Params, key: PRNGKey, components: PrincipalComponents, scale: float
+) -> Params:
+    """Starts a `looks_linear` encoder and decoder at the linear VAE's optimum.
+
+    Up to the scale, the optimum of a VAE with a linear encoder and decoder is
+    probabilistic PCA, unique up to a rotation R of the latents (Lucas et al., 2019).
+    Networks that look linear can start there and bend afterwards:
+
+        mean of q(z|x) = scale R^T U^T (x - mean)
+        mean of p(x|z) = mean + U R z / scale
+
+    with U the principal directions. R is drawn from `key`.
+
+    Args:
+      params: parameters of a `VAE` whose encoder and decoder are `looks_linear`
+        networks of this module with widths of at least twice D.
+      key: PRNG key.
+      components: of the training set, as many as there are latent dimensions D.
+      scale: standard deviation of the latents per standard deviation of the data.
+
+    Returns:
+      The same parameters but for the encoder's first layer and head, the decoder's
+      head, and the biases of `centre`.
+    """
+    mean = jnp.asarray(components.mean, jnp.float32)
+    directions = jnp.asarray(components.directions, jnp.float32)  # U, [pixels, D]
+    latent_dim = directions.shape[1]
+    key_rotation, key_basis = jax.random.split(key)
+    rotation = jax.random.orthogonal(key_rotation, latent_dim)  # R, [D, D]
+    encoder, decoder = flatten_dict(params.encoder), flatten_dict(params.decoder)
+
+    # Encoder: an orthonormal basis that begins with U, carried by the hidden layers,
+    # undone by the head up to rotation and scale.
+    first, *hidden, head = _dense_layers(encoder)
+    width = encoder[(*first, "kernel")].shape[1] // 2
+    noise = jax.random.normal(key_basis, (len(mean), max(0, width - latent_dim)))
+    basis, triangle = jnp.linalg.qr(jnp.concatenate([directions, noise], axis=1))
+    basis = basis * jnp.sign(jnp.diagonal(triangle))  # [pixels, width]
+    encoder[(*first, "kernel")] = jnp.concatenate([basis, -basis], axis=1)
+    carried = _linear_map(encoder, hidden, jnp.eye(width))  # orthogonal
+    means = scale * carried.T[:, :latent_dim] @ rotation  # [width, D]
+    kernel = encoder[(*head, "kernel")]
+    means = jnp.concatenate([means, -means], axis=0)
+    encoder[(*head, "kernel")] = kernel.at[:, :latent_dim].set(means)
+
+    # Decoder: what the hidden layers make of z, sent to U R z / scale; the part of the
+    # head that no z reaches yet stays as it was drawn.
+    *layers, head = _dense_layers(decoder)
+    reached = _linear_map(decoder, layers, jnp.eye(latent_dim))  # [D, width]
+    drawn = decoder[(*head, "kernel")]
+    drawn = drawn[: drawn.shape[0] // 2]
+    wanted = (directions @ rotation).T / scale  # [D, pixels]
+    pixels = drawn + jnp.linalg.pinv(reached) @ (wanted - reached @ drawn)
+    decoder[(*head, "kernel")] = jnp.concatenate([pixels, -pixels], axis=0)
+    started = params._replace(
+        encoder=unflatten_dict(encoder), decoder=unflatten_dict(decoder)
+    )
+    return centre(started, mean)
+
+
+def _linear_map(
+    flat: Mapping[tuple[str, ...], Array],
+    layers: Sequence[tuple[str, ...]],
+    start: Float[Array, "rows inputs"],
+) -> Float[Array, "rows width"]:
+    """Multiplies `start` by the unmirrored kernels of layers that look linear."""
+    for path in layers:
+        kernel = flat[(*path, "kernel")]
+        rows = start.shape[1]  # the upper left block: [[W, -W], [-W, W]]
+        start = start @ kernel[:rows, : kernel.shape[1] // 2]
+    return start
 
 
 def _dense_layers(flat: Mapping[tuple[str, ...], Array]) -> list[tuple[str, ...]]:

@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.model.hidden = (256, 256, 256, 256)  # of all four networks
     config.model.prior = "vhp"  # or standard_normal
     config.model.initialisation = "looks_linear"  # or he
-    config.model.centre = True  # start encoder and decoder at the mean image
+    config.model.start = "principal"  # the linear VAE's optimum; or centred, random
     config.model.encoder_head_scale = 0.3
     config.model.decoder_head_scale = 0.3
     config.model.posterior_scale_init = 0.05  # of q(z|x)

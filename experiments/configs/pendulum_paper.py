@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     """Returns `pendulum` with He initialisation, a plain scale and long training."""
     config = pendulum.get_config()
     config.model.initialisation = "he"
-    config.model.centre = False
+    config.model.start = "random"
     config.model.encoder_head_scale = 1.0
     config.model.decoder_head_scale = 1.0
     config.model.posterior_scale_init = 1.0

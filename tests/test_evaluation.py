@@ -545,3 +545,14 @@ def test_encodings_that_are_not_finite_are_named(value):
     encodings[[17, 20], 1] = value
     with pytest.raises(ValueError, match=r"must be finite, row 17 is \["):
         regress_angle(encodings, ANGLES)
+
+
+def test_noise_on_a_ring_makes_no_crossings():
+    generator = np.random.default_rng(0)
+    angle = generator.uniform(0.0, 2.0 * np.pi, 2000)
+    ring = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    noisy = ring + 0.01 * generator.standard_normal(ring.shape)
+    assert count_crossings(noisy[np.argsort(angle)]) > 0  # why the curve is averaged
+    fit = regress_angle(noisy, angle)
+    assert fit.crossings == 0
+    assert fit.largest_gap < 1.5

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from vhp_jax.model import VAE
-from vhp_jax.networks import MLP, Flat, GaussianDecoder, NormalMLP, centre
+from vhp_jax.networks import (
+    MLP,
+    Flat,
+    GaussianDecoder,
+    NormalMLP,
+    centre,
+    principal_components,
+    start_principal,
+)
 from vhp_jax.priors import StandardNormal
 
 # One set of shapes in the whole file: each new one costs a compilation.
@@ -271,3 +279,63 @@ def test_centre_subtracts_the_mean_from_every_input():
         model.encode(params, images).mean,
         atol=1e-5,
     )
+
+
+# --- The principal start ------------------------------------------------------------
+
+
+def principal_start(seed=0, scale=0.3):
+    """Examples with an anisotropic covariance, a model, and its started parameters."""
+    generator = np.random.default_rng(0)
+    spread = np.diag([3.0, 2.0, 1.0, 0.5, 0.25, 0.1])
+    mixing = np.linalg.qr(generator.standard_normal((6, 6)))[0]
+    examples = (generator.standard_normal((200, 6)) @ spread @ mixing + 1.0).astype(
+        "f4"
+    )
+    network = NormalMLP((8, 8, 8), 2, initialisation="looks_linear")
+    decoder = GaussianDecoder((8, 8, 8), 6, initialisation="looks_linear")
+    model = VAE(Flat(network), decoder, StandardNormal(2))
+    components = principal_components(examples, 2)
+    params = model.init(jax.random.key(1), (6,))
+    key = jax.random.key(seed)
+    return examples, model, start_principal(params, key, components, scale), components
+
+
+def test_principal_components_are_those_of_the_svd():
+    examples, _, _, components = principal_start()
+    _, _, rows = np.linalg.svd(examples.astype("f8") - examples.mean(axis=0))
+    overlap = np.abs(np.sum(components.directions * rows[:2].T, axis=0))
+    np.testing.assert_allclose(overlap, 1.0, atol=1e-5)
+    np.testing.assert_allclose(components.mean, examples.mean(axis=0), atol=1e-5)
+
+
+def test_principal_start_encodes_and_decodes_as_pca():
+    examples, model, params, components = principal_start()
+    centred = examples - components.mean
+    mean = np.asarray(model.encode(params, jnp.asarray(examples)).mean)
+    projected = centred @ components.directions
+    # A rotation of the principal coordinates, times the scale.
+    rotation = np.linalg.lstsq(0.3 * projected, mean, rcond=None)[0]
+    np.testing.assert_allclose(0.3 * projected @ rotation, mean, atol=1e-5)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(2), atol=1e-5)
+    decoded = model.reconstruct(params, jnp.asarray(mean))
+    wanted = components.mean + projected @ components.directions.T
+    np.testing.assert_allclose(decoded, wanted, atol=1e-5)
+
+
+def test_principal_start_draws_its_rotation_from_the_key():
+    examples, model, params, _ = principal_start(seed=0)
+    other = principal_start(seed=1)[2]
+    first, second = (
+        np.asarray(model.encode(p, jnp.asarray(examples)).mean) for p in (params, other)
+    )
+    assert np.abs(first - second).max() > 0.05
+    np.testing.assert_allclose(
+        np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1), atol=1e-5
+    )
+
+
+def test_looks_linear_refuses_odd_widths():
+    network = NormalMLP((5,), 2, initialisation="looks_linear")
+    with pytest.raises(ValueError, match="even hidden widths"):
+        network.init(jax.random.key(0), jnp.zeros((1, 3)))

@@ -251,6 +251,9 @@ def start_principal(
     Returns:
       The same parameters but for the encoder's first layer and head, the decoder's
       head, and the biases of `centre`.
+
+    Raises:
+      ValueError: the first layer is too narrow, or wider than the examples.
     """
     mean = jnp.asarray(components.mean, jnp.float32)
     directions = jnp.asarray(components.directions, jnp.float32)  # U, [pixels, D]
@@ -263,9 +266,14 @@ def start_principal(
     # undone by the head up to rotation and scale.
     first, *hidden, head = _dense_layers(encoder)
     width = encoder[(*first, "kernel")].shape[1] // 2
+    if not latent_dim <= width <= len(mean):
+        raise ValueError(
+            f"a principal start wants half the first width, {width}, to be from "
+            f"{latent_dim} (latents) to {len(mean)} (inputs)"
+        )
     noise = jax.random.normal(key_basis, (len(mean), max(0, width - latent_dim)))
     basis, triangle = jnp.linalg.qr(jnp.concatenate([directions, noise], axis=1))
-    basis = basis * jnp.sign(jnp.diagonal(triangle))  # [pixels, width]
+    basis = basis * jnp.sign(jnp.diagonal(triangle))[None]  # [pixels, width]
     encoder[(*first, "kernel")] = jnp.concatenate([basis, -basis], axis=1)
     carried = _linear_map(encoder, hidden, jnp.eye(width))  # orthogonal
     means = scale * carried.T[:, :latent_dim] @ rotation  # [width, D]

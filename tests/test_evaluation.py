@@ -506,15 +506,16 @@ def test_a_torn_or_overlapping_ring_shows_in_slope_and_winding(share, slope, win
     result = regress_angle(ring(share * ANGLES), ANGLES)
     np.testing.assert_allclose(result.slope, slope, rtol=1e-6)
     np.testing.assert_allclose(result.winding, winding, atol=1e-6)
-    assert (result.largest_gap > 100.0) == (share == 0.4)
+    assert (result.largest_gap > 30.0) == (share == 0.4)
 
 
 def test_a_half_circle_has_slope_two_and_a_gap_of_its_diameter():
     result = regress_angle(ring(0.5 * ANGLES), ANGLES)
     np.testing.assert_allclose(result.slope, 2.0, rtol=1e-6)
     np.testing.assert_allclose(result.winding, 0.0, atol=1e-6)
-    mean_step = (999 * np.pi / 1000 + 2.0) / 1000
-    np.testing.assert_allclose(result.largest_gap, 2.0 / mean_step, rtol=1e-3)
+    # 89 steps along the mean curve's half circle, and the one across.
+    mean_step = (np.pi * 89 / 90 + 2.0) / 90
+    np.testing.assert_allclose(result.largest_gap, 2.0 / mean_step, rtol=2e-3)
 
 
 @pytest.mark.parametrize("name", ["figure eight", "limacon", "trefoil"])

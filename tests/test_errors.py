@@ -184,6 +184,7 @@ BAD_VALUES = [
     ("model.hidden", "7"),
     ("model.prior", "flow"),
     ("model.initialisation", "xavier"),
+    ("model.start", "warm"),
     ("model.posterior_scale_init", "0"),
     ("model.decoder_scale_init", "-1"),
     ("objective.num_samples", "0"),

@@ -359,6 +359,7 @@ class _Trainer:
         """Trains to the end (True), or to the deadline or signal (False)."""
         config = self.run_.config.train
         data = jnp.asarray(self.run_.experiment.dataset.train.examples)
+        self._check_phase()  # a run that gave up gives up again
         with Progress(config.num_steps, self.step) as progress:
             while self.step < config.num_steps:
                 if stop.signum is not None or time.monotonic() >= deadline:
@@ -438,11 +439,15 @@ class _Trainer:
         )
 
     def _check_constraint(self, metrics: StepMetrics) -> None:
-        """Gives up where kappa is out of reach."""
-        config = self.run_.config.beta
+        """Notes the smallest C_hat; gives up where kappa is out of reach."""
         seen = metrics.constraint.reshape(len(self.run_.seeds), -1).min(axis=1)
         self.smallest_constraint = np.minimum(self.smallest_constraint, seen)
-        waiting = metrics.initial_phase[..., -1].reshape(-1)
+        self._check_phase()
+
+    def _check_phase(self) -> None:
+        """Gives up on an initial phase that outlasts its steps or the run."""
+        config = self.run_.config.beta
+        waiting = np.asarray(self.state.beta_state.initial_phase).reshape(-1)
         last = min(config.max_initial_steps, self.run_.config.train.num_steps)
         if waiting.any() and self.step >= last:
             self.save()

@@ -27,6 +27,9 @@ from vhp_jax.checkpoints import Checkpointer, CheckpointError, CheckpointWarning
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Any state, whatever arithmetic made it.
+pytestmark = pytest.mark.optax
+
 
 class Carry(NamedTuple):
     beta: jax.Array

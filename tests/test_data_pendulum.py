@@ -122,13 +122,13 @@ def test_noise_is_clipped_to_the_range_of_images():
         ({"num_train": 0}, "num_train must be at least 1, got 0"),
         ({"num_validation": -1}, "num_validation must be at least 1, got -1"),
         ({"num_test": 0}, "num_test must be at least 1, got 0"),
-        ({"rod_length": 0.0}, "rod_length must be positive, got 0.0"),
-        ({"rod_width": -1.0}, "rod_width must be positive, got -1.0"),
-        ({"bob_width": float("nan")}, "bob_width must be positive, got nan"),
+        ({"rod_length": 0.0}, "rod_length must be positive and finite, got 0.0"),
+        ({"rod_width": -1.0}, "rod_width must be positive and finite, got -1.0"),
+        ({"bob_width": float("nan")}, "bob_width must be positive and finite, got nan"),
         ({"amplitude": 0.0}, "amplitude must be in (0, 1], got 0.0"),
         ({"amplitude": 1.5}, "amplitude must be in (0, 1], got 1.5"),
-        ({"noise": -0.1}, "noise must not be negative, got -0.1"),
-        ({"noise": float("nan")}, "noise must not be negative, got nan"),
+        ({"noise": -0.1}, "noise must be finite and not negative, got -0.1"),
+        ({"noise": float("nan")}, "noise must be finite and not negative, got nan"),
     ],
 )
 def test_arguments_out_of_range_are_named(changes, message):

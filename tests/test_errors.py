@@ -350,6 +350,7 @@ def test_all_checkpoints_damaged_is_an_error(workdir):
 # --- A full disk ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_full_disk_at_a_checkpoint_loses_nothing(unfinished, finished, monkeypatch):
     def write(self, step, *arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -414,6 +415,7 @@ def test_non_finite_step_is_named_and_the_checkpoint_stays(tmp_path):
     assert {line["step"] for line in lines_of(tmp_path)} == {1}
 
 
+@pytest.mark.slow
 def test_non_finite_step_inside_a_chunk_is_counted_from_the_start(tmp_path):
     overrides = {"train.learning_rate": "1e30", "train.log_every": "4"}
     overrides |= {"train.checkpoint_every": "4", "train.eval_every": "4"}
@@ -423,6 +425,7 @@ def test_non_finite_step_inside_a_chunk_is_counted_from_the_start(tmp_path):
     assert not (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_no_checkpoint_of_parameters_that_are_not_finite(tmp_path):
     """Where the terms of the step are finite and only beta or the update is not."""
     overrides = {
@@ -479,7 +482,7 @@ def test_one_seed_of_several_is_enough_to_stop(finished, tmp_path):
         trainer._check_finite(metrics)
 
 
-@pytest.mark.parametrize("log_every", [1, 2])
+@pytest.mark.parametrize("log_every", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_kappa_out_of_reach_ends_with_the_smallest_c_hat(tmp_path, log_every):
     overrides = {
         "beta.kappa": "1e-5",
@@ -505,6 +508,7 @@ def test_kappa_out_of_reach_ends_with_the_smallest_c_hat(tmp_path, log_every):
     assert float(re.search(r"C_hat was ([\d.e+-]+)", again.err)[1]) <= smallest * 1.01
 
 
+@pytest.mark.slow
 def test_schemes_without_phases_never_wait_for_kappa(tmp_path):
     config = tiny(
         beta__kappa="1e-5", beta__max_initial_steps="1", beta__scheme="constant"

@@ -131,7 +131,7 @@ def test_the_runs_cross_the_phase_switch(short):
     assert 3 <= phase_end(short) <= 10
 
 
-@pytest.mark.parametrize("offset", [-1, 0])
+@pytest.mark.parametrize("offset", [pytest.param(-1, marks=pytest.mark.slow), 0])
 def test_stopped_at_the_phase_switch_equals_uninterrupted(
     offset, short, tmp_path, monkeypatch
 ):
@@ -198,6 +198,7 @@ def test_crash_between_line_and_checkpoint_leaves_no_line_twice(
     assert_same_run(tmp_path, short)
 
 
+@pytest.mark.slow
 def test_crash_before_the_first_checkpoint_starts_again(short, tmp_path):
     """All that is there is a config and some lines."""
     lines = [json.dumps(line) for line in lines_of(short)[:3]]

@@ -305,6 +305,9 @@ def fig15() -> dict[str, Figure]:
     """Joint angle against arcsin(z2 / r), and the regression on the whole circle."""
     quarter, whole, errors = {}, {}, {}
     for name in PAPER_ROWS:
+        if not is_complete(folder(name, 1)):
+            print(f"{name}: not run, not drawn")
+            continue
         run, state, _ = restored(name)
         angle, arcsine, fit = figures.quarter_circle(run, state.params)
         quarter[name], errors[name] = (angle, arcsine), fit.error

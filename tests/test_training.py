@@ -341,6 +341,22 @@ def test_keys_differ_from_step_to_step_and_from_seed_to_seed():
     assert len({tuple(key) for key in every}) == 61
 
 
+def test_keys_of_steps_and_of_epochs_are_apart(monkeypatch):
+    """Both are folded in from counters, so their bases must differ."""
+    bases = []
+
+    def spy(key, *arguments):
+        bases.append(key)
+        return batch_indices(key, *arguments)
+
+    monkeypatch.setattr(training, "batch_indices", spy)
+    _, keys, _ = spy_loop(30)
+    epochs = [jax.random.fold_in(bases[0], epoch) for epoch in range(30)]
+    epochs = {tuple(jax.random.key_data(key).tolist()) for key in epochs}
+    assert len(epochs) == 30
+    assert not epochs & {tuple(key) for key in keys.tolist()}
+
+
 def test_keys_and_batches_do_not_depend_on_the_chunks():
     whole, parts = spy_loop(12), spy_loop(12, cuts=(1, 5, 6))
     chex.assert_trees_all_equal(whole[:2], parts[:2])

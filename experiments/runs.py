@@ -448,8 +448,7 @@ class _Trainer:
         """Gives up on an initial phase that outlasts its steps or the run."""
         config = self.run_.config.beta
         waiting = np.asarray(self.state.beta_state.initial_phase).reshape(-1)
-        last = min(config.max_initial_steps, self.run_.config.train.num_steps)
-        if waiting.any() and self.step >= last:
+        if waiting.any() and self.step >= config.max_initial_steps:
             self.save()
             member = int(np.argmax(waiting))
             smallest = self.smallest_constraint[member]

@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     config.beta.alpha = 0.99
     config.beta.init = 1e-2  # first beta; the value of `constant`
     config.beta.warm_up_epochs = 20.0
-    config.beta.max_initial_steps = 20_000  # give up if kappa is not reached by then
+    config.beta.max_initial_steps = 2_000  # give up if kappa is not reached by then
 
     config.train = ConfigDict()
     config.train.num_steps = 6_000

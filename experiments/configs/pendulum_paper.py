@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.model.prior_decoder_head_scale = 1.0
     config.model.prior_decoder_scale_init = 1.0
     config.beta.init = 1e-3
+    config.beta.max_initial_steps = 20_000
     config.train.batch_size = 128
     config.train.scale_learning_rate = 1e-4
     config.train.num_steps = 150_000

@@ -389,7 +389,7 @@ def test_kl_of_each_inner_unit_is_its_average_over_z():
 
 # --- Circles and crossings -----------------------------------------------------------
 
-ANGLES = (np.arange(1000) + 0.5) * 2.0 * np.pi / 1000
+ANGLES = (np.arange(1080) + 0.5) * 2.0 * np.pi / 1080  # 12 in each of 90 bins
 
 
 def ring(polar, radius=1.0, centre=(0.0, 0.0)):

@@ -284,7 +284,7 @@ def test_centre_subtracts_the_mean_from_every_input():
 # --- The principal start ------------------------------------------------------------
 
 
-def principal_start(seed=0, scale=0.3):
+def principal_start(seed=0, scale=0.3, width=8):
     """Examples with an anisotropic covariance, a model, and its started parameters."""
     generator = np.random.default_rng(0)
     spread = np.diag([3.0, 2.0, 1.0, 0.5, 0.25, 0.1])
@@ -292,8 +292,9 @@ def principal_start(seed=0, scale=0.3):
     examples = (generator.standard_normal((200, 6)) @ spread @ mixing + 1.0).astype(
         "f4"
     )
-    network = NormalMLP((8, 8, 8), 2, initialisation="looks_linear")
-    decoder = GaussianDecoder((8, 8, 8), 6, initialisation="looks_linear")
+    hidden = (width, width, width + 2)
+    network = NormalMLP(hidden, 2, initialisation="looks_linear")
+    decoder = GaussianDecoder(hidden, 6, initialisation="looks_linear")
     model = VAE(Flat(network), decoder, StandardNormal(2))
     components = principal_components(examples, 2)
     params = model.init(jax.random.key(1), (6,))
@@ -309,8 +310,9 @@ def test_principal_components_are_those_of_the_svd():
     np.testing.assert_allclose(components.mean, examples.mean(axis=0), atol=1e-5)
 
 
-def test_principal_start_encodes_and_decodes_as_pca():
-    examples, model, params, components = principal_start()
+@pytest.mark.parametrize("width", [4, 8, 30])  # half of it below, above 6 inputs
+def test_principal_start_encodes_and_decodes_as_pca(width):
+    examples, model, params, components = principal_start(width=width)
     centred = examples - components.mean
     mean = np.asarray(model.encode(params, jnp.asarray(examples)).mean)
     projected = centred @ components.directions
@@ -333,6 +335,11 @@ def test_principal_start_draws_its_rotation_from_the_key():
     np.testing.assert_allclose(
         np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1), atol=1e-5
     )
+
+
+def test_a_principal_start_wants_room_for_the_latents():
+    with pytest.raises(ValueError, match="at least the number of latents, 2"):
+        principal_start(width=2)
 
 
 def test_looks_linear_refuses_odd_widths():

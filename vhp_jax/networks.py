@@ -243,43 +243,40 @@ def start_principal(
 
     Args:
       params: parameters of a `VAE` whose encoder and decoder are `looks_linear`
-        networks of this module with widths of at least twice D.
+        networks of this module, the encoder's hidden widths not falling.
       key: PRNG key.
       components: of the training set, as many as there are latent dimensions D.
       scale: standard deviation of the latents per standard deviation of the data.
 
     Returns:
-      The same parameters but for the encoder's first layer and head, the decoder's
-      head, and the biases of `centre`.
+      The same parameters but for D units of the encoder's first layer, the heads of
+      both, and the biases of `centre`.
 
     Raises:
-      ValueError: the first layer is too narrow, or wider than the examples.
+      ValueError: a hidden layer of the encoder is too narrow.
     """
     mean = jnp.asarray(components.mean, jnp.float32)
     directions = jnp.asarray(components.directions, jnp.float32)  # U, [pixels, D]
     latent_dim = directions.shape[1]
-    key_rotation, key_basis = jax.random.split(key)
-    rotation = jax.random.orthogonal(key_rotation, latent_dim)  # R, [D, D]
+    rotation = jax.random.orthogonal(key, latent_dim)  # R, [D, D]
     encoder, decoder = flatten_dict(params.encoder), flatten_dict(params.decoder)
 
-    # Encoder: an orthonormal basis that begins with U, carried by the hidden layers,
+    # Encoder: U in the first columns of the first layer, carried by the hidden layers,
     # undone by the head up to rotation and scale.
     first, *hidden, head = _dense_layers(encoder)
-    width = encoder[(*first, "kernel")].shape[1] // 2
-    if not latent_dim <= width <= len(mean):
+    drawn = encoder[(*first, "kernel")]
+    width = drawn.shape[1] // 2
+    if latent_dim > width:
         raise ValueError(
-            f"a principal start wants half the first width, {width}, to be from "
-            f"{latent_dim} (latents) to {len(mean)} (inputs)"
+            f"a principal start wants half the first width, {width}, to be at least "
+            f"the number of latents, {latent_dim}"
         )
-    noise = jax.random.normal(key_basis, (len(mean), max(0, width - latent_dim)))
-    basis, triangle = jnp.linalg.qr(jnp.concatenate([directions, noise], axis=1))
-    basis = basis * jnp.sign(jnp.diagonal(triangle))[None]  # [pixels, width]
-    encoder[(*first, "kernel")] = jnp.concatenate([basis, -basis], axis=1)
-    carried = _linear_map(encoder, hidden, jnp.eye(width))  # orthogonal
-    means = scale * carried.T[:, :latent_dim] @ rotation  # [width, D]
-    kernel = encoder[(*head, "kernel")]
+    columns = drawn[:, :width].at[:, :latent_dim].set(directions)
+    encoder[(*first, "kernel")] = jnp.concatenate([columns, -columns], axis=1)
+    carried = _linear_map(encoder, hidden, jnp.eye(width))
+    means = scale * jnp.linalg.pinv(carried)[:, :latent_dim] @ rotation
     means = jnp.concatenate([means, -means], axis=0)
-    encoder[(*head, "kernel")] = kernel.at[:, :latent_dim].set(means)
+    encoder[(*head, "kernel")] = encoder[(*head, "kernel")].at[:, :latent_dim].set(means)
 
     # Decoder: what the hidden layers make of z, sent to U R z / scale; the part of the
     # head that no z reaches yet stays as it was drawn.

@@ -326,7 +326,8 @@ def test_rate_and_distortion_are_means_over_the_data_with_their_errors(batch_siz
     result = rate_distortion(column_terms, NOTHING, jax.random.key(0), X, batch_size)
     mean = X.astype(np.float64).mean(axis=0)
     stderr = stats.sem(X.astype(np.float64), axis=0)
-    wanted = [mean[0], stderr[0], mean[1], stderr[1], mean[2]]
+    bound = stats.sem(X[:, 0].astype(np.float64) + X[:, 1])
+    wanted = [mean[0], stderr[0], mean[1], stderr[1], bound, mean[2]]
     np.testing.assert_allclose(result, wanted, rtol=1e-6)
 
 

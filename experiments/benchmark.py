@@ -22,7 +22,6 @@ from absl import flags
 from jax import lax
 
 from experiments import cli, runs
-from vhp_jax import training
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("suite", "train", "Which suite: train.")
@@ -73,16 +72,7 @@ def jax_steps(batch: int, num_samples: int) -> Callable[[], None]:
     overrides = [("train.batch_size", batch), ("objective.num_samples", num_samples)]
     config = cli.load_config("pendulum", [(key, str(v)) for key, v in overrides])
     run = runs.Run(config)
-    loop = training.jit_train_loop(
-        training.make_train_loop(
-            training.make_train_step(
-                run.experiment.objective,
-                run.experiment.beta_scheme,
-                run.experiment.optimizers,
-            ),
-            batch,
-        )
-    )
+    loop = run.train_loop()
     data = jnp.asarray(run.experiment.dataset.train.examples)
     state = run.initial_state()
     # Measure the main phase, where all four networks learn.

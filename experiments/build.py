@@ -46,27 +46,27 @@ def build(config: ConfigDict) -> Experiment:
     check(config)
     dataset = build_data(config.data)
     model = build_model(config.model, dataset)
-    components = networks.principal_components(
-        dataset.train.examples, config.model.latent_dim
-    )
-    steps_per_epoch = len(dataset.train.examples) / config.train.batch_size
+    examples = dataset.train.examples
+    mean = examples.reshape(len(examples), -1).mean(axis=0, dtype="f8")
+    steps_per_epoch = len(examples) / config.train.batch_size
 
     def principal(params: Params, key: PRNGKey) -> Params:
         if config.model.initialisation != "looks_linear":
             raise UserError("config.model.start=principal wants looks_linear networks")
         scale = config.model.encoder_head_scale
+        components = networks.principal_components(examples, config.model.latent_dim)
         return networks.start_principal(params, key, components, scale)
 
     starts: dict[str, Callable[[Params, PRNGKey], Params]] = {
         "principal": principal,
-        "centred": lambda params, key: networks.centre(params, components.mean),
+        "centred": lambda params, key: networks.centre(params, mean),
         "random": lambda params, key: params,
     }
     start = choose("model.start", config.model.start, starts)
 
     def init_params(key: PRNGKey) -> Params:
         key_init, key_start = jax.random.split(key)
-        params = model.init(key_init, dataset.train.examples.shape[1:])
+        params = model.init(key_init, examples.shape[1:])
         return start(params, key_start)
 
     return Experiment(

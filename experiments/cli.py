@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
@@ -15,6 +16,8 @@ from ml_collections import ConfigDict
 
 import experiments.configs
 from vhp_jax.checkpoints import CheckpointError
+
+flags.DEFINE_bool("traceback", False, "Also show where an error came from.")
 
 USAGE_ERROR = 2
 
@@ -195,6 +198,8 @@ class Command:
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
         except (UserError, CheckpointError, ValueError) as error:
+            if flags.FLAGS.traceback:
+                traceback.print_exc()
             _fail(error, 1)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -202,8 +207,8 @@ class Command:
             _fail(f"{error}{kept}", 1)
 
     def _help(self) -> str:
-        module = sys.modules["__main__"]
-        own = flags.FLAGS.get_key_flags_for_module(module)
+        modules = (sys.modules["__main__"], sys.modules[__name__])
+        own = [f for m in modules for f in flags.FLAGS.get_key_flags_for_module(m)]
         lines = [self._description, "", "Flags:"]
         for flag in own:
             lines.append(f"  --{flag.name}: {flag.help} (default: {flag.default})")

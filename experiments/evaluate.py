@@ -54,8 +54,7 @@ def nll(run: runs.Run, params: Params, split: Split, folder: Path) -> Result:
         FLAGS.num_samples,
         progress=progress,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "nll.npz", **result._asdict())
+    runs.write_npz(folder / "nll.npz", **result._asdict())
     values = -result.log_likelihood
     known = result.pareto_k[np.isfinite(result.pareto_k)]
     return {

@@ -89,7 +89,7 @@ def main() -> None:
         )
     arrays = {f"points_{i}": path.points for i, path in enumerate(interpolation.paths)}
     arrays["pairs"] = np.array(interpolation.pairs)
-    np.savez(workdir / "interpolation.npz", **arrays)  # type: ignore[arg-type]
+    runs.write_npz(workdir / "interpolation.npz", **arrays)
     drawn = {"strip": plotting.plot_strips(strips, jumps)}
     if run.experiment.model.latent_dim == 2:
         panel = interpolation.panel(workdir.name)

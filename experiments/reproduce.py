@@ -5,9 +5,9 @@ r"""Runs or resumes every row of a table or figure of the paper and writes the r
     python -m experiments.reproduce --target=table1 --budget_minutes=30 \
         --rows="VHP + REWO,VHP + GECO"
 
-Runs live in --workdir and are resumed; results/TARGET.json, results/TARGET.md and
-results/figures/*.png are written anew from what is complete there. A row that is not
-complete stands as "not run".
+Runs live in --workdir and are resumed; results/TARGET.json (and TARGET.md
+for a table, results/figures/*.png for a figure) are written anew from what is complete
+there. A row that is not complete stands as "not run".
 
 Targets: table1, table1_plain, ablation; fig1, fig2, fig3, fig4, fig12, fig13, fig14,
 fig15, fig16, fig18 by their numbers in the arXiv version, and fig10 of the later one.
@@ -167,8 +167,8 @@ def train_rows(names: list[str], num_seeds: int, deadline: float) -> None:
             runs.train(row.resolved(seed), path, left)
 
 
-def measure(name: str) -> dict[str, Any]:
-    """OLS errors on the test set of all complete runs of a row."""
+def measure(name: str, num_seeds: int | None = None) -> dict[str, Any]:
+    """OLS errors on the test set of a row's complete runs, or of the first of them."""
     row = ROWS[name]
     record: dict[str, Any] = {
         "name": name,
@@ -186,6 +186,7 @@ def measure(name: str) -> dict[str, Any]:
     paths = (Path(FLAGS.workdir) / "pendulum_rows" / slug(name)).glob("seed_*")
     numbers = sorted(int(path.name.removeprefix("seed_")) for path in paths)
     done = [number for number in numbers if is_complete(folder(name, number))]
+    done = done[:num_seeds]
     if not done:
         return record
     fits, summaries = [], []
@@ -340,7 +341,7 @@ class Target:
     Attributes:
       rows: rows that must be trained for it.
       seeds: seeds it needs; None: as many as --num_seeds.
-      draw: figures by file name.
+      draw: figures by file name; none for a table.
     """
 
     rows: list[str]
@@ -415,7 +416,12 @@ def main() -> None:
     output = Path(FLAGS.output)
     if FLAGS.target in TABLES:
         write_table(FLAGS.target, output)
-    figures.save_all(target.draw(), output / "figures")
+        return
+    drawn = target.draw()
+    figures.save_all(drawn, output / "figures")
+    rows = [measure(name, seeds) for name in target.rows]
+    record = {"target": FLAGS.target, "figures": sorted(drawn), "rows": rows}
+    runs.write_json(output / f"{FLAGS.target}.json", record)
 
 
 if __name__ == "__main__":

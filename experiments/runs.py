@@ -103,11 +103,7 @@ class WorkDir:
 
     def save_snapshot(self, step: int, **arrays: np.ndarray) -> None:
         """Writes snapshots/step_N.npz."""
-        folder = self.path / "snapshots"
-        folder.mkdir(exist_ok=True)
-        temporary = folder / f".step_{step:08d}.npz"
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]
-        temporary.replace(folder / f"step_{step:08d}.npz")
+        write_npz(self.path / "snapshots" / f"step_{step:08d}.npz", **arrays)
 
     def snapshots(self) -> dict[int, dict[str, np.ndarray]]:
         """All snapshots by step."""
@@ -141,6 +137,14 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Replaces a JSON file in one step; floats that are not finite become null."""
     write_text(path, json.dumps(_jsonable(value), indent=2) + "\n")
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Replaces an .npz file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    temporary.replace(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -192,6 +196,15 @@ class Run:
         self.config = config
         self.experiment = build.build(config)
         self.seeds = list(range(config.seed, config.seed + config.num_seeds))
+
+    def train_loop(self) -> training.TrainLoop:
+        """The compiled loop over steps, for as many seeds as the run has."""
+        experiment, batch_size = self.experiment, self.config.train.batch_size
+        step = training.make_train_step(
+            experiment.objective, experiment.beta_scheme, experiment.optimizers
+        )
+        loop = training.make_train_loop(step, batch_size)
+        return training.jit_train_loop(loop, num_seeds=len(self.seeds))
 
     def initial_state(self) -> TrainState:
         """A fresh state, stacked over seeds if there are several."""
@@ -318,17 +331,7 @@ class _Trainer:
         self.smallest_constraint = np.full(len(run.seeds), math.inf)
         self.saved_step: int | None = None
         self.state = self._resume_or_start()
-        self.loop = training.jit_train_loop(
-            training.make_train_loop(
-                training.make_train_step(
-                    run.experiment.objective,
-                    run.experiment.beta_scheme,
-                    run.experiment.optimizers,
-                ),
-                run.config.train.batch_size,
-            ),
-            num_seeds=len(run.seeds),
-        )
+        self.loop = run.train_loop()
         self.step = int(np.max(np.asarray(self.state.step)))
 
     def _resume_or_start(self) -> TrainState:

@@ -328,6 +328,21 @@ def test_all_damaged_is_an_error(tmp_path: Path) -> None:
         checkpointer.restore(3, make_state())
 
 
+def test_too_many_open_files_is_no_damage(tmp_path: Path, monkeypatch) -> None:
+    with Checkpointer(tmp_path) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, {"x": jnp.float32(step)})
+
+        def refuse(path: Path) -> bytes:
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", refuse)
+            with pytest.raises(CheckpointError, match="Too many open files"):
+                checkpointer.restore_latest({"x": jnp.float32(0)})
+        assert checkpointer.restore_latest({"x": jnp.float32(0)}) == (2, {"x": 2.0})
+
+
 def test_leftovers_are_ignored_then_removed(tmp_path: Path) -> None:
     save_all(tmp_path, 1, 2)
     half = tmp_path / "3.tmp"

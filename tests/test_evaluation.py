@@ -468,6 +468,14 @@ def test_a_perfect_ring_has_no_error(rotation, mirror, radius, centre):
     assert result.crossings == 0
 
 
+def test_a_regression_wants_three_finite_examples():
+    points = ring(ANGLES[:5])
+    with pytest.raises(ValueError, match="number 1 is nan"):
+        regress_angle(points, np.where(np.arange(5) == 1, np.nan, ANGLES[:5]))
+    with pytest.raises(ValueError, match="at least 3 examples, got 2"):
+        regress_angle(points[:2], ANGLES[:2])
+
+
 def test_the_error_is_the_mean_absolute_residual_of_a_known_perturbation():
     """Polar angle = angle + a cos(3 angle), uncorrelated with the angle: 2 a / pi."""
     a = 0.05

@@ -89,7 +89,7 @@ class Done(NamedTuple):
 def forget_commands() -> None:
     """Unloads all commands and their flags: they share names of flags."""
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
-        if module.startswith("experiments."):
+        if module.startswith("experiments.") and module != cli.__name__:
             for flag in list(defined):
                 if flag.name in flags.FLAGS:
                     delattr(flags.FLAGS, flag.name)
@@ -489,6 +489,8 @@ def test_reproduce_draws_fig1_without_a_run(tmp_path):
     done = reproduce(tmp_path, "fig1")
     assert (done.code, done.err) == (0, "")
     assert is_png(tmp_path / "results" / "figures" / "fig1_beta_update.png")
+    record = read(tmp_path / "results" / "fig1.json")
+    assert record == {"target": "fig1", "figures": ["fig1_beta_update"], "rows": []}
     assert not (tmp_path / "runs").exists()
 
 
@@ -569,9 +571,9 @@ def test_reproduce_draws_every_target(finished, tmp_path, monkeypatch):
         drawn = list((tmp_path / "results" / "figures").glob(f"{target}*.png"))
         assert all(map(is_png, drawn))
         assert drawn or target in module.TABLES
-        assert (tmp_path / "results" / f"{target}.json").exists() == (
-            target in module.TABLES
-        )
+        record = read(tmp_path / "results" / f"{target}.json")
+        assert [row["name"] for row in record["rows"]] == module.TARGETS[target].rows
+        assert record.get("figures", []) == sorted(path.stem for path in drawn)
 
 
 @pytest.mark.slow

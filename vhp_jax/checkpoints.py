@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 _STEP_NAME = re.compile(r"0|[1-9][0-9]*")
 _TEMPORARY = ".tmp"  # Follows the step of a checkpoint being written or deleted.
+# Errors of the process, not of the file: they make no checkpoint a damaged one.
+_UNREADABLE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 _MANIFEST = "manifest.json"
 
 
@@ -274,6 +276,8 @@ class Checkpointer:
             if digest != manifest["digest"]:
                 raise ValueError("the digest of its leaves is not the saved one")
         except Exception as error:  # What damage does to a file has no one type.
+            if isinstance(error, OSError) and error.errno in _UNREADABLE:
+                raise CheckpointError(f"{path}: {_reason(error)}") from error
             raise _DamagedError(f"{path}: {_reason(error)}") from error
         return leaves, arrays, digest
 

@@ -243,7 +243,7 @@ def regress_angle(encodings: np.ndarray, angles: np.ndarray) -> RingRegression:
       angles: [N] true joint angles in [0, 2 pi).
 
     Raises:
-      ValueError: shapes do not fit or encodings are not finite.
+      ValueError: shapes do not fit, fewer than 3 examples, or values not finite.
     """
     encodings = np.asarray(encodings, np.float64)
     angles = np.asarray(angles, np.float64)
@@ -256,6 +256,11 @@ def regress_angle(encodings: np.ndarray, angles: np.ndarray) -> RingRegression:
     if not np.isfinite(encodings).all():
         index = int(np.argmin(np.isfinite(encodings).all(axis=1)))
         raise ValueError(f"encodings must be finite, row {index} is {encodings[index]}")
+    if not np.isfinite(angles).all():
+        index = int(np.argmin(np.isfinite(angles)))
+        raise ValueError(f"angles must be finite, number {index} is {angles[index]}")
+    if len(angles) < 3:
+        raise ValueError(f"a circle wants at least 3 examples, got {len(angles)}")
     order = np.argsort(angles, kind="stable")
     ring, angle = encodings[order], angles[order]
     centre, radius = fit_circle(ring)

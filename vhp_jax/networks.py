@@ -276,7 +276,9 @@ def start_principal(
     carried = _linear_map(encoder, hidden, jnp.eye(width))
     means = scale * jnp.linalg.pinv(carried)[:, :latent_dim] @ rotation
     means = jnp.concatenate([means, -means], axis=0)
-    encoder[(*head, "kernel")] = encoder[(*head, "kernel")].at[:, :latent_dim].set(means)
+    encoder[(*head, "kernel")] = (
+        encoder[(*head, "kernel")].at[:, :latent_dim].set(means)
+    )
 
     # Decoder: what the hidden layers make of z, sent to U R z / scale; the part of the
     # head that no z reaches yet stays as it was drawn.

@@ -1,14 +1,17 @@
 """Log-densities against scipy, draws against moments, KL against quadrature."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 from vhp_jax.distributions import (
+    Bernoulli,
     DiagonalNormal,
     Likelihood,
     kl_to_standard_normal,
@@ -156,3 +159,33 @@ def test_a_diagonal_normal_is_a_likelihood():
     normal = random_normal((4, 3))
     assert isinstance(normal, Likelihood)
     assert not isinstance(normal.mean, Likelihood)
+
+
+# --- Bernoulli -----------------------------------------------------------------------
+
+
+def test_bernoulli_log_prob_against_scipy_and_sums_to_one():
+    logits = np.array([[-3.0, 0.2, 1.7], [30.0, -40.0, 0.0]], np.float32)
+    likelihood = Bernoulli(jnp.asarray(logits))
+    outcomes = np.float32(list(itertools.product([0, 1], repeat=3)))
+    log_prob = np.stack(
+        [likelihood.log_prob(jnp.tile(jnp.asarray(x), (2, 1))) for x in outcomes]
+    )
+    log_odds = logits.astype(np.float64)
+    one, zero = special.log_expit(log_odds), special.log_expit(-log_odds)
+    wanted = np.where(outcomes[:, None], one, zero).sum(axis=-1)
+    np.testing.assert_allclose(log_prob, wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(special.logsumexp(log_prob, axis=0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(likelihood.mean, special.expit(log_odds), rtol=1e-6)
+
+
+def test_bernoulli_of_grey_values_is_the_mean_over_binary_ones():
+    logits = jnp.asarray([[0.4, -1.3]])
+    grey = np.array([0.3, 0.8], np.float32)
+    wanted = 0.0
+    for x in itertools.product([0.0, 1.0], repeat=2):
+        chance = np.prod(np.where(x, grey, 1.0 - grey))
+        wanted += chance * float(Bernoulli(logits).log_prob(jnp.asarray([x]))[0])
+    np.testing.assert_allclose(
+        Bernoulli(logits).log_prob(jnp.asarray(grey)[None])[0], wanted, rtol=1e-6
+    )

@@ -5,11 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import signal, special
 
 from vhp_jax.model import VAE
 from vhp_jax.networks import (
     MLP,
+    BernoulliDecoder,
     Flat,
+    GatedConvDecoder,
+    GatedConvEncoder,
     GaussianDecoder,
     NormalMLP,
     centre,
@@ -346,3 +350,94 @@ def test_looks_linear_refuses_odd_widths():
     network = NormalMLP((5,), 2, initialisation="looks_linear")
     with pytest.raises(ValueError, match="even hidden widths"):
         network.init(jax.random.key(0), jnp.zeros((1, 3)))
+
+
+# --- Gated networks ------------------------------------------------------------------
+
+
+def numpy_gate(both):
+    """The first half of the last axis times the sigmoid of the second."""
+    value, gate = np.split(both, 2, axis=-1)
+    return value * special.expit(gate)
+
+
+def numpy_conv(x, layer, stride):
+    """Convolution [B, H, W, C] with zeros around, in float64, one plane at a time."""
+    kernel = np.asarray(layer["kernel"], np.float64)  # [k, k, C, C2]
+    pad = kernel.shape[0] // 2
+    padded = np.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
+    planes = [
+        [
+            sum(
+                signal.correlate2d(image[..., i], kernel[..., i, o], mode="valid")
+                for i in range(kernel.shape[2])
+            )
+            for o in range(kernel.shape[3])
+        ]
+        for image in padded
+    ]
+    full = np.moveaxis(np.array(planes), 1, -1) + np.asarray(layer["bias"], np.float64)
+    return full[:, ::stride, ::stride]
+
+
+def test_gated_layers_multiply_by_the_sigmoid_of_their_twin():
+    decoder = BernoulliDecoder((6, 5), 4)
+    z = random((3, 2))
+    params = shaken(decoder.init(jax.random.key(0), z))
+    layers = params["params"]["MLP_0"]
+    x = np.asarray(z, np.float64)
+    for index in range(2):
+        x = numpy_gate(numpy_mlp(layers[f"GatedDense_{index}"], x))
+    wanted = numpy_mlp({"Dense_0": layers["Dense_0"]}, x)
+    np.testing.assert_allclose(decoder.apply(params, z).logits, wanted, rtol=2e-5)
+    with pytest.raises(ValueError, match="gated layers want 'he'"):
+        MLP((4,), 2, "looks_linear", gated=True).init(jax.random.key(0), z)
+
+
+def test_gated_convolutions_equal_numpy_and_halve_the_sides():
+    """Zeros around, so that a stride of two takes every other pixel from the first."""
+    encoder = GatedConvEncoder(2, layers=((3, 5, 1), (2, 3, 2)))
+    x = random((2, 6, 6, 1))
+    params = shaken(encoder.init(jax.random.key(0), x))
+    layers = params["params"]
+    y = numpy_gate(numpy_conv(x, layers["GatedConv_0"]["Conv_0"], 1))
+    y = numpy_gate(numpy_conv(y, layers["GatedConv_1"]["Conv_0"], 2))
+    assert y.shape == (2, 3, 3, 2)
+    head = layers["NormalMLP_0"]["MLP_0"]
+    mean, log_scale = np.split(numpy_mlp(head, y.reshape(2, -1)), 2, axis=-1)
+    q_z = encoder.apply(params, x)
+    np.testing.assert_allclose(q_z.mean, mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(q_z.log_scale, log_scale, rtol=1e-4, atol=1e-5)
+
+
+def test_gated_conv_decoder_equals_numpy_and_takes_any_batch_axes():
+    decoder = GatedConvDecoder((4, 4, 1), channels=(3, 2))
+    z = random((2, 3, 2))
+    params = shaken(decoder.init(jax.random.key(0), z))
+    layers = params["params"]
+    x = numpy_gate(numpy_mlp(layers["GatedDense_0"], np.asarray(z, np.float64)))
+    x = x.reshape(6, 4, 4, 1)
+    for index in range(2):
+        x = numpy_gate(numpy_conv(x, layers[f"GatedConv_{index}"]["Conv_0"], 1))
+    wanted = numpy_conv(x, layers["Conv_0"], 1).reshape(2, 3, 16)
+    logits = decoder.apply(params, z).logits
+    np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_table_3_encoder_has_6_by_7_by_7_features():
+    shapes = jax.eval_shape(
+        GatedConvEncoder(32).init, jax.random.key(0), jnp.zeros((1, 28, 28, 1))
+    )
+    assert shapes["params"]["NormalMLP_0"]["MLP_0"]["Dense_0"]["kernel"].shape == (
+        6 * 7 * 7,
+        64,
+    )
+
+
+def test_log_scale_range_holds_and_stops_the_gradient():
+    network = NormalMLP((8,), 2, scale_init=1e-9, log_scale_range=(-3.0, 1.0))
+    x = random((4, 3))
+    params = network.init(jax.random.key(0), x)
+    np.testing.assert_array_equal(network.apply(params, x).log_scale, -3.0)
+    slopes = jax.grad(lambda p: network.apply(p, x).log_scale.sum())(params)
+    assert all((slope == 0.0).all() for slope in jax.tree.leaves(slopes))

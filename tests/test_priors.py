@@ -14,9 +14,15 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from vhp_jax.distributions import DiagonalNormal
-from vhp_jax.networks import NormalMLP
+from vhp_jax.networks import Flat, NormalMLP
 from vhp_jax.objectives import iw_bound
-from vhp_jax.priors import HierarchicalPrior, Prior, StandardNormal
+from vhp_jax.priors import (
+    HierarchicalPrior,
+    Prior,
+    StandardNormal,
+    VampPrior,
+    init_pseudo_inputs,
+)
 from vhp_jax.types import Params
 
 # --- A prior with a density in closed form -------------------------------------------
@@ -371,3 +377,82 @@ def test_encoder_and_decoder_start_from_different_draws():
     )
     assert first.shape == second.shape == (2, 8)
     assert not np.isclose(first, second).any()
+
+
+# --- VampPrior -----------------------------------------------------------------------
+
+VAMP = VampPrior(Flat(NormalMLP((8,), 2)), 2, (3, 1), num_components=5)
+
+
+def vamp_params():
+    """Scales that depend on the input; pseudo-inputs inside and outside [0, 1]."""
+    key_encoder, key_prior = jax.random.split(jax.random.key(3))
+    encoder = VAMP.encoder.init(key_encoder, jnp.zeros((1, 3, 1)))
+    generator = np.random.default_rng(0)
+    encoder = jax.tree.map(
+        lambda leaf: jnp.float32(leaf + 0.5 * generator.normal(size=leaf.shape)),
+        encoder,
+    )
+    return Params(encoder, {}, VAMP.init(key_prior))
+
+
+def vamp_components(params):
+    """Means and scales of the mixture in float64."""
+    pseudo_inputs = np.asarray(params.prior["pseudo_inputs"], np.float64)
+    network = {"params": params.encoder["params"]["network"]}
+    mean, log_scale = numpy_normal(network, np.clip(pseudo_inputs, 0, 1).reshape(5, 3))
+    return mean, np.exp(log_scale)
+
+
+def test_vamp_prior_is_the_mixture_of_the_encoders_posteriors():
+    params = vamp_params()
+    mean, scale = vamp_components(params)
+    terms = [
+        stats.norm.logpdf(POINTS, m, s).sum(1) for m, s in zip(mean, scale, strict=True)
+    ]
+    wanted = logsumexp(terms, axis=0) - np.log(5)
+    log_w = weights(VAMP, params, POINTS, 7)
+    assert log_w.shape == (1, len(POINTS))  # exact: one weight is enough
+    np.testing.assert_allclose(log_w[0], wanted, rtol=1e-5)
+    assert isinstance(VAMP, Prior)
+
+
+def test_vamp_samples_have_the_moments_of_the_mixture():
+    params = vamp_params()
+    mean, scale = vamp_components(params)
+    num = 200_000
+    z = np.asarray(VAMP.sample(params, jax.random.key(0), num), np.float64)
+    within = np.mean([np.diag(s**2) for s in scale], axis=0)
+    covariance = within + np.cov(mean.T, bias=True)
+    stderr = np.sqrt(np.diag(covariance) / num)
+    assert (np.abs(z.mean(axis=0) - mean.mean(axis=0)) < 5 * stderr).all()
+    size = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
+    assert (np.abs(np.cov(z.T) - covariance) < 0.02 * size).all()
+    # Not only the moments: the share of draws that are nearest to each component.
+    nearest = np.argmin(np.linalg.norm((z[:, None] - mean) / scale, axis=2), axis=1)
+    assert (np.bincount(nearest, minlength=5) > 0).all()
+
+
+def test_pseudo_inputs_and_encoder_learn_inside_the_bounds_only():
+    params = vamp_params()
+
+    def total(params):
+        log_w = VAMP.log_weights(params, jax.random.key(0), jnp.asarray(POINTS), 1)
+        return log_w.sum()
+
+    grads = jax.grad(total)(params)
+    pseudo_inputs = params.prior["pseudo_inputs"]
+    inside = (pseudo_inputs > 0.0) & (pseudo_inputs < 1.0)
+    slopes = grads.prior["pseudo_inputs"]
+    assert 0 < inside.sum() < inside.size
+    np.testing.assert_array_equal(slopes != 0.0, inside)
+    chex.assert_tree_all_finite(grads)
+    assert all((g != 0).any() for g in jax.tree.leaves(grads.encoder))
+
+
+def test_pseudo_inputs_start_with_the_statistics_of_the_data():
+    mean, scale = np.array([0.1, 0.9]), np.array([0.0, 0.3])
+    drawn = np.asarray(init_pseudo_inputs(jax.random.key(0), mean, scale, 10_000))
+    assert (drawn.shape, drawn.dtype) == ((10_000, 2), np.float32)
+    np.testing.assert_allclose(drawn.mean(axis=0), mean, atol=0.015)
+    np.testing.assert_allclose(drawn.std(axis=0), scale, atol=0.01)

@@ -63,6 +63,29 @@ class DiagonalNormal(NamedTuple):
         return jax.vmap(lambda eps: self.mean + self.scale * eps)(noise)
 
 
+class Bernoulli(NamedTuple):
+    """Independent binary pixels.
+
+    Attributes:
+      logits: float32 [*batch, D], log-odds of a one.
+    """
+
+    logits: Float[Array, "*batch D"]
+
+    @property
+    def mean(self) -> Float[Array, "*batch D"]:
+        """Probability of a one."""
+        return jax.nn.sigmoid(self.logits)
+
+    def log_prob(self, value: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+        """Log-probability in nats, summed over the last axis.
+
+        For grey values in [0, 1] it is minus the cross-entropy: the mean of the
+        log-probability over binary pixels with those means.
+        """
+        return jnp.sum(value * self.logits - jax.nn.softplus(self.logits), axis=-1)
+
+
 def standard_normal_log_prob(value: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
     """Log-density of N(0, I) in nats, summed over the last axis."""
     return -0.5 * jnp.sum(jnp.square(value) + _LOG_2PI, axis=-1)

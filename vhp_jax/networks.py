@@ -1,7 +1,8 @@
 """Linen modules of Table 3. No losses here.
 
-Every network takes [..., features] and is made of fully connected ReLU layers ended by
-a linear head. Two initialisations are offered by name:
+A network is hidden layers ended by a linear head: fully connected ReLU layers, or for
+images gated ones, fully connected or convolutional (NHWC), where one of a pair is
+multiplied by the sigmoid of the other. ReLU layers have two initialisations by name:
 
 `he`: He et al. (2015), zero biases, the head LeCun-scaled: what most code does.
 
@@ -22,7 +23,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, ArrayLike, Float
 
-from vhp_jax.distributions import DiagonalNormal
+from vhp_jax.distributions import Bernoulli, DiagonalNormal
 from vhp_jax.types import Params, PRNGKey
 
 Initializer = Callable[..., Array]
@@ -64,16 +65,61 @@ def _looks_linear(
     return init
 
 
+class GatedDense(nn.Module):
+    """A pair of fully connected layers, h * sigmoid(g), from one matrix product.
+
+    Attributes:
+      features: width of the output.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch out"]:
+        """Returns float32 [*batch, features]."""
+        both = nn.Dense(2 * self.features, kernel_init=nn.initializers.he_normal())(x)
+        value, gate = jnp.split(both, 2, axis=-1)
+        return value * nn.sigmoid(gate)
+
+
+class GatedConv(nn.Module):
+    """A pair of convolutions, h * sigmoid(g), from one convolution.
+
+    Attributes:
+      features: channels of the output.
+      size: side of the square kernel, odd.
+      stride: of both axes; the output has 1 / stride of the input's pixels a side.
+    """
+
+    features: int
+    size: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C2"]:
+        """Returns float32 [B, H / stride, W / stride, features]."""
+        both = nn.Conv(
+            2 * self.features,
+            (self.size, self.size),
+            self.stride,
+            padding=self.size // 2,
+            kernel_init=nn.initializers.he_normal(),
+        )(x)
+        value, gate = jnp.split(both, 2, axis=-1)
+        return value * nn.sigmoid(gate)
+
+
 class MLP(nn.Module):
-    """Fully connected ReLU layers and a linear head.
+    """Fully connected ReLU (or gated) layers and a linear head.
 
     Attributes:
       hidden: widths of the hidden layers; even for `looks_linear`.
       features: width of the output.
-      initialisation: "he" or "looks_linear".
+      initialisation: "he" or, for ReLU layers, "looks_linear".
       head_scale: factor on the head's initial weights.
       zero_features: how many of the last outputs start with zero weights.
       bias_init: initial bias of those outputs.
+      gated: `GatedDense` hidden layers in place of ReLU ones.
     """
 
     hidden: Sequence[int]
@@ -82,11 +128,17 @@ class MLP(nn.Module):
     head_scale: float = 1.0
     zero_features: int = 0
     bias_init: float = 0.0
+    gated: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch out"]:
         """Returns the head's output, float32 [*batch, features]."""
+        if self.gated and self.initialisation != "he":
+            raise ValueError(f"gated layers want 'he', got {self.initialisation!r}")
         for index, width in enumerate(self.hidden):
+            if self.gated:
+                x = GatedDense(width)(x)
+                continue
             kernel_init = _hidden_init(self.initialisation, first=index == 0)
             x = nn.relu(nn.Dense(width, kernel_init=kernel_init)(x))
         return nn.Dense(
@@ -115,6 +167,9 @@ class NormalMLP(nn.Module):
       initialisation: see `MLP`.
       head_scale: factor on the initial weights of the mean.
       scale_init: initial standard deviation.
+      gated: see `MLP`.
+      log_scale_range: limits of the log-scale, None for none. Beyond them it has no
+        gradient.
     """
 
     hidden: Sequence[int]
@@ -122,6 +177,8 @@ class NormalMLP(nn.Module):
     initialisation: str = "he"
     head_scale: float = 1.0
     scale_init: float = 1.0
+    gated: bool = False
+    log_scale_range: tuple[float, float] | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> DiagonalNormal:
@@ -133,8 +190,11 @@ class NormalMLP(nn.Module):
             self.head_scale,
             zero_features=self.features,
             bias_init=math.log(self.scale_init),
+            gated=self.gated,
         )(x)
         mean, log_scale = jnp.split(output, 2, axis=-1)
+        if self.log_scale_range is not None:
+            log_scale = jnp.clip(log_scale, *self.log_scale_range)
         return DiagonalNormal(mean, log_scale)
 
 
@@ -166,6 +226,76 @@ class GaussianDecoder(nn.Module):
             "log_scale", nn.initializers.constant(math.log(self.scale_init)), ()
         )
         return DiagonalNormal(mean, jnp.maximum(log_scale, self.min_log_scale))
+
+
+class BernoulliDecoder(nn.Module):
+    """Gated fully connected layers onto the logits of p(x|z).
+
+    Attributes:
+      hidden: widths of the hidden layers.
+      features: pixels of a flattened example.
+    """
+
+    hidden: Sequence[int]
+    features: int
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "*batch D"]) -> Bernoulli:
+        """Returns p(x|z), logits float32 [*batch, features]."""
+        return Bernoulli(MLP(self.hidden, self.features, gated=True)(z))
+
+
+class GatedConvEncoder(nn.Module):
+    """Gated convolutions onto q(z|x): Table 3's images, the ConvHVAE of its peers.
+
+    Attributes:
+      layers: (channels, kernel size, stride) of each convolution. The default has the
+        strides of the arXiv version and of ConvHVAE; the later appendix prints 1 for
+        the fourth.
+      features: dimensions D of z.
+      log_scale_range: see `NormalMLP`.
+    """
+
+    features: int
+    layers: Sequence[tuple[int, int, int]] = (
+        (32, 7, 1),
+        (32, 3, 2),
+        (64, 5, 1),
+        (64, 3, 2),
+        (6, 3, 1),
+    )
+    log_scale_range: tuple[float, float] | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> DiagonalNormal:
+        """Returns a normal over [B, features]."""
+        for channels, size, stride in self.layers:
+            x = GatedConv(channels, size, stride)(x)
+        flat = x.reshape(x.shape[0], -1)
+        head = NormalMLP((), self.features, log_scale_range=self.log_scale_range)
+        return head(flat)
+
+
+class GatedConvDecoder(nn.Module):
+    """A gated layer as wide as the image, gated convolutions, logits: Table 3.
+
+    Attributes:
+      image_shape: (H, W, C) of an example.
+      channels: of each 3x3 convolution.
+    """
+
+    image_shape: tuple[int, int, int]
+    channels: Sequence[int] = (64, 64, 64, 64)
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "*batch D"]) -> Bernoulli:
+        """Returns p(x|z), logits float32 [*batch, H * W * C]."""
+        image = GatedDense(math.prod(self.image_shape))(z)
+        image = image.reshape(-1, *self.image_shape)
+        for width in self.channels:
+            image = GatedConv(width, 3)(image)
+        logits = nn.Conv(self.image_shape[-1], (1, 1))(image)
+        return Bernoulli(logits.reshape(*z.shape[:-1], -1))
 
 
 class Flat(nn.Module):

@@ -7,12 +7,13 @@ these weights.
 """
 
 import dataclasses
+import math
 from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from vhp_jax.distributions import DiagonalNormal, standard_normal_log_prob
 from vhp_jax.types import Latents, LogWeights, Params, PRNGKey, PyTree
@@ -131,3 +132,79 @@ class HierarchicalPrior:
         key_zeta, key_z = jax.random.split(key)
         zeta = jax.random.normal(key_zeta, (num_samples, self.inner_dim))
         return self.conditional(params, zeta).sample(key_z)
+
+
+@dataclasses.dataclass(frozen=True)
+class VampPrior:
+    """p(z) = (1/C) sum_c q_phi(z|u_c): Tomczak & Welling (2018), Eq. 9.
+
+    The pseudo-inputs u_c are learned; the components are the encoder's own posteriors,
+    so that the prior moves with phi too.
+
+    Attributes:
+      encoder: the model's module of q_phi(z|x).
+      latent_dim: dimensions D of z.
+      example_shape: shape of one pseudo-input.
+      num_components: C.
+      bounds: least and largest value of a pseudo-input, as of the data; None without.
+        Beyond them it has no gradient, as in the original's hard limits.
+    """
+
+    encoder: nn.Module
+    latent_dim: int
+    example_shape: tuple[int, ...]
+    num_components: int = 500
+    bounds: tuple[float, float] | None = (0.0, 1.0)
+
+    def init(self, key: PRNGKey) -> PyTree:
+        """Standard normal pseudo-inputs; `init_pseudo_inputs` knows the data."""
+        shape = (self.num_components, *self.example_shape)
+        return {"pseudo_inputs": jax.random.normal(key, shape)}
+
+    def components(self, params: Params) -> DiagonalNormal:
+        """The C posteriors q_phi(z|u_c), mean and log-scale float32 [C, D]."""
+        pseudo_inputs = params.prior["pseudo_inputs"]
+        if self.bounds is not None:
+            pseudo_inputs = jnp.clip(pseudo_inputs, *self.bounds)
+        return self.encoder.apply(params.encoder, pseudo_inputs)
+
+    def log_weights(
+        self, params: Params, key: PRNGKey, z: Latents, num_samples: int
+    ) -> LogWeights:
+        """Exact log p(z), float32 [1, B]."""
+        del key, num_samples
+        q_z = self.components(params)
+        log_q = jax.vmap(lambda z: q_z.log_prob(jnp.broadcast_to(z, q_z.mean.shape)))(z)
+        log_p_z = jax.nn.logsumexp(log_q, axis=1)  # of [B, C]
+        return log_p_z[None] - math.log(self.num_components)
+
+    def sample(
+        self, params: Params, key: PRNGKey, num_samples: int
+    ) -> Float[Array, "N D"]:
+        """A component at random, then a draw from it."""
+        key_component, key_z = jax.random.split(key)
+        q_z = self.components(params)
+        chosen = jax.random.randint(
+            key_component, (num_samples,), 0, self.num_components
+        )
+        return jax.tree.map(lambda field: field[chosen], q_z).sample(key_z)
+
+
+def init_pseudo_inputs(
+    key: PRNGKey,
+    mean: Float[ArrayLike, "*example"],
+    scale: Float[ArrayLike, "*example"],
+    num_components: int,
+) -> Float[Array, "C *example"]:
+    """Pseudo-inputs from the statistics of the training set.
+
+    Args:
+      key: PRNG key, used once.
+      mean: mean example.
+      scale: standard deviation of each entry; times a standard normal it is what tells
+        the components apart at the start.
+      num_components: C.
+    """
+    mean, scale = jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32)
+    noise = jax.random.normal(key, (num_components, *mean.shape))
+    return mean[None] + scale[None] * noise

@@ -1,6 +1,9 @@
-"""Pendulum in about a minute: the same model and data, stopped early.
+"""Pendulum in a minute or two: the same model and data, stopped early.
 
 Command:   python -m experiments.train --config=pendulum_quick
+Hardware:  2 CPU cores; 130 to 145 s with half of them busy otherwise
+Expected:  a ring with rounded corners, 0.015 to 0.02 rad on three seeds, beta at 1; the
+           prior is there too, a little wider than after the full run
 """
 
 from ml_collections import ConfigDict

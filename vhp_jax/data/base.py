@@ -101,11 +101,19 @@ def bernoulli_dataset(
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     if values == "grey":
-        return Dataset(name, "label", f"{source}; grey values", **splits)
-    streams = np.random.default_rng(seed).spawn(2)
-    fixed = {
-        split: Split(binarise(splits[split].examples, stream), splits[split].targets)
-        for split, stream in zip(("validation", "test"), streams, strict=True)
-    }
-    note = f"{source}; validation and test binarised with seed {seed}"
-    return Dataset(name, "label", note, splits["train"], **fixed, dynamic=True)
+        parts = (splits["train"], splits["validation"], splits["test"])
+        return Dataset(name, "label", f"{source}; grey values", *parts)
+    for_validation, for_test = np.random.default_rng(seed).spawn(2)
+
+    def draw(split: Split, stream: np.random.Generator) -> Split:
+        return Split(binarise(split.examples, stream), split.targets)
+
+    return Dataset(
+        name,
+        "label",
+        f"{source}; validation and test binarised with seed {seed}",
+        splits["train"],
+        draw(splits["validation"], for_validation),
+        draw(splits["test"], for_test),
+        dynamic=True,
+    )

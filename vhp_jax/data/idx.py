@@ -1,6 +1,6 @@
 """The IDX format of MNIST and Fashion-MNIST: two pairs of images and labels.
 
-Big-endian: two zero bytes, the type (8: uint8), the number of dimensions, each dimension
+Big-endian: two zero bytes, the type (8: uint8), the number of dimensions, each of them
 as uint32, then the values in row-major order.
 """
 
@@ -13,7 +13,6 @@ import numpy as np
 
 from vhp_jax.data import files, tfds
 from vhp_jax.data.base import DataError, Dataset, Split, bernoulli_dataset
-
 
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -132,9 +131,7 @@ def load(
         for split, (half, part) in parts.items()
     }
     checked = "checksums verified" if verify else "checksums NOT verified"
-    return bernoulli_dataset(
-        idx_set.name, f"{source}, {checked}", splits, values, seed
-    )
+    return bernoulli_dataset(idx_set.name, f"{source}, {checked}", splits, values, seed)
 
 
 def _from_folder(idx_set: IdxSet, folder: Path) -> dict[str, tuple[object, bytes]]:

@@ -172,7 +172,9 @@ def decode_mat(place: object, content: bytes) -> tuple[Images, Images]:
         check_images(f"{place}, {half}data", columns)
         images = columns.reshape(count, IMAGE_SIZE, IMAGE_SIZE).transpose(0, 2, 1)
         target = arrays[f"{half}target"]
-        one_hot = ((target == 0) | (target == 1)).all(axis=0) & (target.sum(axis=0) == 1)
+        one_hot = ((target == 0) | (target == 1)).all(axis=0) & (
+            target.sum(axis=0) == 1
+        )
         if not one_hot.all():
             index = int(np.argmin(one_hot))
             raise DataError(
@@ -217,7 +219,9 @@ def read_archives(paths: list[Path]) -> Drawings:
     drawings: dict[tuple[int, int], bytes] = {}
     alphabets: dict[int, str] = {}
     for path in paths:
-        pattern = re.compile(rf"{path.stem}/([^/]+)/character\d\d/(\d{{4}})_(\d\d)\.png")
+        pattern = re.compile(
+            rf"{path.stem}/([^/]+)/character\d\d/(\d{{4}})_(\d\d)\.png"
+        )
         for name, content in _members(path).items():
             match = pattern.fullmatch(name)
             if match is None:
@@ -265,8 +269,9 @@ def decode_drawings(
     paper = png.decode(place, contents, DRAWING_SIZE, DRAWING_SIZE)
     names = [alphabets[character] for character in range(1, NUM_CHARACTERS + 1)]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    ink = np.equal(paper, 0, out=paper.view(bool))  # in place: there are 360 million
     return Drawings(
-        (paper == 0).reshape(NUM_CHARACTERS, NUM_DRAWERS, DRAWING_SIZE, DRAWING_SIZE),
+        ink.reshape(NUM_CHARACTERS, NUM_DRAWERS, DRAWING_SIZE, DRAWING_SIZE),
         np.array([numbers[name] for name in names]),
     )
 
@@ -307,10 +312,33 @@ def _from_tfds() -> tuple[str, Drawings]:
         return f"tensorflow-datasets, downloads of {NAME}", read_archives(
             [paths[f"{stem}.zip"] for stem in ARCHIVES]
         )
-    drawings, alphabets = {}, {}
+    drawings: dict[tuple[int, int], bytes] = {}
+    alphabets: dict[int, str] = {}
+    names = cache.class_names("alphabet")
     for split in ("train", "test"):
-        images, others = cache.read(split, None)
-        
+        images, others = cache.read(split)
+        columns = (others["alphabet"], others["alphabet_char_id"], others["label"])
+        described = list(zip(*(column.tolist() for column in columns), strict=True))
+        # The drawer is told by the key alone, and the order by the keys.
+        candidates = [
+            (character, drawer)
+            for character in sorted(set(described))
+            for drawer in range(1, NUM_DRAWERS + 1)
+        ]
+        keys = [
+            f"{names[alphabet]}_{place}_{label + 1:04}_{drawer:02}.png"
+            for (alphabet, place, label), drawer in candidates
+        ]
+        order = tfds.stored_order(split, keys)
+        stored = [candidates[index] for index in order]
+        if [character for character, _ in stored] != described:
+            raise DataError(
+                f"{cache.place}, {split}: the drawings are not in the order of their "
+                "keys, wanted the one that tensorflow-datasets writes"
+            )
+        for image, ((alphabet, _, label), drawer) in zip(images, stored, strict=True):
+            drawings[label + 1, drawer] = image
+            alphabets[label + 1] = names[alphabet]
     return cache.place, decode_drawings(cache.place, drawings, alphabets)
 
 
@@ -347,12 +375,9 @@ def resample(ink: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
       float32 [N, size, size], multiples of 1/255 in [0, 1].
     """
     weights = resampling_weights(ink.shape[-1], size)
-    grey = np.empty((len(ink), size, size), np.uint8)
-    for start in range(0, len(ink), 500):  # fits the cache
-        part = slice(start, start + 500)
-        columns = ink[part].astype(np.float64) @ weights.T
-        # In double precision, so that nothing depends on the order of the sums.
-        grey[part] = np.rint(255.0 * np.clip(weights @ columns, 0.0, 1.0))
+    # In double precision, so that no rounding depends on the order of the sums.
+    bright = weights @ (ink.astype(np.float64) @ weights.T)
+    grey = np.rint(255.0 * np.clip(bright, 0.0, 1.0))
     return grey.astype(np.float32) / np.float32(255.0)
 
 
@@ -368,16 +393,14 @@ def rebuild(drawings: Drawings) -> tuple[Images, Images]:
       Training images with the validation images last, and test images; both by
       character, then drawer.
     """
-    drawers = np.arange(drawings.ink.shape[1])
-    is_train = drawers < NUM_TRAIN_DRAWERS
     parts = []
-    for chosen, count in (
-        (is_train, len(drawings.ink)),
-        (~is_train, NUM_TEST_CHARACTERS),
+    for drawers, count in (
+        (slice(None, NUM_TRAIN_DRAWERS), NUM_CHARACTERS),
+        (slice(NUM_TRAIN_DRAWERS, None), NUM_TEST_CHARACTERS),
     ):
-        ink = drawings.ink[:count, chosen]
-        images = resample(ink.reshape(-1, *ink.shape[2:]))
-        alphabets = np.repeat(drawings.alphabets[:count], int(chosen.sum()))
+        characters = drawings.ink[:count, drawers]
+        images = np.concatenate([resample(ink) for ink in characters])
+        alphabets = np.repeat(drawings.alphabets[:count], characters.shape[1])
         parts.append(Images(images, alphabets))
     return parts[0], parts[1]
 

@@ -69,16 +69,16 @@ def decode(place: object, content: bytes, num_images: int) -> np.ndarray:
             f"{place}: this is {files.describe(content)}, wanted lines of 0 and 1"
         )
     whole = len(content) // line
-    text = np.frombuffer(content, np.uint8, whole * line).reshape(whole, line)
-    wrong = np.empty(text.shape, bool)
-    wrong[:, 0::2] = (text[:, 0::2] | 1) != ord("1")
-    wrong[:, 1::2] = text[:, 1::2] != ord(" ")
-    wrong[:, -1] = text[:, -1] != ord("\n")
+    # A pixel is two bytes, read as one number: the digit low, the separator high.
+    pairs = np.frombuffer(content, "<u2", whole * IMAGE_SIZE**2).reshape(whole, -1)
+    wrong = (pairs | 1) != (ord(" ") << 8 | ord("1"))
+    wrong[:, -1] = (pairs[:, -1] | 1) != (ord("\n") << 8 | ord("1"))
     if wrong.any():
-        row, column = np.unravel_index(np.argmax(wrong), wrong.shape)
+        row, pixel = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+        seen = int(pairs[row, pixel]).to_bytes(2, "little")
         raise DataError(
-            f"{place}: line {row + 1} holds {chr(text[row, column])!r} at character "
-            f"{column + 1}, wanted {IMAGE_SIZE**2} values 0 or 1, single spaces between"
+            f"{place}: line {row + 1} holds {seen!r} for value {pixel + 1}, wanted "
+            f"{IMAGE_SIZE**2} values 0 or 1, single spaces between"
         )
     if len(content) != whole * line:
         raise DataError(
@@ -87,7 +87,8 @@ def decode(place: object, content: bytes, num_images: int) -> np.ndarray:
         )
     if whole != num_images:
         raise DataError(f"{place}: {whole} images, wanted {num_images}")
-    return (text[:, 0::2] & 1).reshape(whole, IMAGE_SIZE, IMAGE_SIZE)
+    pixels = (pairs & 1).astype(np.uint8)
+    return pixels.reshape(whole, IMAGE_SIZE, IMAGE_SIZE)
 
 
 def encode(images: np.ndarray) -> bytes:
@@ -129,7 +130,8 @@ def load(directory: files.StrPath | None, verify: bool = True) -> Dataset:
             images[..., None].astype(np.float32), np.zeros(len(images), np.int64)
         )
     checked = "checksums verified" if verify else "checksums NOT verified"
-    return Dataset(NAME, "none", f"{source}, {checked}", **splits)
+    parts = (splits["train"], splits["validation"], splits["test"])
+    return Dataset(NAME, "none", f"{source}, {checked}", *parts)
 
 
 def _from_tfds() -> tuple[dict[str, tuple[object, bytes]], str]:

@@ -44,7 +44,7 @@ class Cache:
         self.prepared = "array_record" in {kind.value for kind in formats}
 
     def read(
-        self, split: str, keys: Sequence[int | str] | None
+        self, split: str, keys: Sequence[int | str] | None = None
     ) -> tuple[list[bytes], dict[str, np.ndarray]]:
         """Reads a split that is prepared.
 
@@ -71,17 +71,19 @@ class Cache:
             raise DataError(f"{place}: cannot be read: {reason}") from error
         if keys is not None:
             if len(keys) != len(records):
-                raise DataError(
-                    f"{place}: {len(records)} examples, wanted {len(keys)}"
-                )
+                raise DataError(f"{place}: {len(records)} examples, wanted {len(keys)}")
             position = np.empty(len(keys), np.int64)
             position[stored_order(split, keys)] = np.arange(len(keys))
-            records = [records[index] for index in position]
+            records = [records[index] for index in position.tolist()]
         images = [record["image"] for record in records]
         others = [name for name in self._builder.info.features if name != "image"]
         return images, {
             name: np.array([record[name] for record in records]) for name in others
         }
+
+    def class_names(self, feature: str) -> list[str]:
+        """The names that a class label stands for."""
+        return list(self._builder.info.features[feature].names)
 
     def read_images(
         self, split: str, num_examples: int, height: int, width: int

@@ -8,7 +8,6 @@ import pickle
 import struct
 import subprocess
 import sys
-import textwrap
 import zipfile
 import zlib
 from importlib.util import find_spec
@@ -65,7 +64,9 @@ def grey(count, seed=0):
 
 def toy(num_train=5, num_validation=4, num_test=3, **options):
     counts = (num_train, num_validation, num_test)
-    splits = {name: grey(n, i) for i, (name, n) in enumerate(zip(SPLITS, counts))}
+    splits = {
+        name: grey(n, i) for i, (name, n) in enumerate(zip(SPLITS, counts, strict=True))
+    }
     return bernoulli_dataset("toy", "made here", splits, **options)
 
 
@@ -90,7 +91,9 @@ def test_dynamic_leaves_training_means_and_draws_the_others_once():
         examples = getattr(dataset, name).examples
         assert examples.dtype == np.float32
         assert set(np.unique(examples)) == {0.0, 1.0}
-        correlation = np.corrcoef(examples.ravel(), getattr(means, name).examples.ravel())
+        correlation = np.corrcoef(
+            examples.ravel(), getattr(means, name).examples.ravel()
+        )
         assert correlation[0, 1] > 0.4  # 1/sqrt(3) for uniform means
     for name in SPLITS:
         np.testing.assert_array_equal(
@@ -973,37 +976,439 @@ def test_the_stored_order_is_that_of_the_hashed_keys():
     assert order != tfds.stored_order("test", keys) or len(keys) < 3
 
 
-# Writes the sets as tensorflow-datasets would, but without downloads; what its own
-# builders leave to TensorFlow (listing, packing images) is done here.
+# Writes a set as tensorflow-datasets would, but without a download; what its own
+# builders leave to TensorFlow (listing folders, packing images) is done here.
 PREPARE = """
 import io, sys
+from pathlib import Path
 import numpy as np
 import tensorflow_datasets
+from PIL import Image
 from tests import test_data_images as made
+from vhp_jax.data import mnist, omniglot, static_mnist
+from vhp_jax.data.base import DataError
 
-def write(name, splits):
+directory = Path(sys.argv[1])
+same = np.testing.assert_array_equal
+
+def pack(image):
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG")
+    return io.BytesIO(content.getvalue())
+
+def prepare(name, splits):
     class Tiny(tensorflow_datasets.builder_cls(name), skip_registration=True):
         def _split_generators(self, manager):
             if name == "omniglot":
-                self.info.features["alphabet"].names = sorted(set(made.ALPHABETS))
+                alphabets = {*made.ALPHABETS, *(f"No{n}" for n in range(47))}
+                self.info.features["alphabet"].names = sorted(alphabets)
                 labels = [str(number) for number in range(1623)]
                 self.info.features["label"].names = labels
             return {split: iter(examples) for split, examples in splits.items()}
     Tiny.name = name
     Tiny(file_format="array_record").download_and_prepare()
+
+def compare(found, wanted):
+    for name in made.SPLITS:
+        same(getattr(found, name).examples, getattr(wanted, name).examples)
+        same(getattr(found, name).targets, getattr(wanted, name).targets)
+    assert found._replace(train=0, validation=0, test=0, source="") == wanted._replace(
+        train=0, validation=0, test=0, source="")
+    print(">", found.source)
+
+def refused(load, *arguments):
+    try:
+        load(*arguments)
+    except DataError as error:
+        print(">", error)
+    else:
+        raise AssertionError("not refused")
 """
 
 
-def run(code, cache, **arguments):
-    """Runs code with a cache of its own; TensorFlow must not be imported."""
-    code = textwrap.dedent(code) + "\nassert 'tensorflow' not in sys.modules\n"
+# One process for all, as the imports take the time; downloads come first, while nothing
+# is prepared.
+CODES = {
+    "downloads": """
+import functools, http.server, threading
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        if "/short/" not in self.path:
+            return super().do_GET()
+        self.send_response(200)
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+        self.wfile.write(b"half")
+
+handler = functools.partial(Handler, directory=str(directory))
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+url = f"http://127.0.0.1:{server.server_port}/"
+
+arrays = made.tiny_arrays()
+mnist.MNIST = made.tiny_set(arrays)._replace(url=url + "mnist/")
+made.write_idx(directory / "mnist", arrays)
+compare(mnist.load(None), mnist.load(directory))
+static_mnist.URL, omniglot.ARCHIVE_URL = url + "mnist/", url + "nowhere/"
+refused(static_mnist.load, None)
+refused(omniglot.load, None)
+omniglot.ARCHIVE_URL = url + "short/"
+refused(omniglot.load, None)
+server.shutdown()
+server.server_close()
+compare(mnist.load(None), mnist.load(directory))  # downloaded before
+refused(omniglot.load, None)
+downloads = sorted((directory / "cache" / "downloads").rglob("*"))
+print(">", [path.name for path in downloads if path.is_file()])
+print(">", url)
+""",
+    "mnist": """
+arrays = made.tiny_arrays(40, 20)
+arrays["train_labels"] %= 10
+arrays["test_labels"] = arrays["test_labels"] % 10
+mnist.MNIST = made.tiny_set(arrays)
+made.write_idx(directory / "mnist", arrays)
+prepare("mnist", {
+    half: [
+        (i, {"image": pack(image), "label": label})
+        for i, (image, label) in enumerate(
+            zip(arrays[f"{half}_images"], arrays[f"{half}_labels"].tolist())
+        )
+    ]
+    for half in ("train", "test")
+})
+compare(mnist.load(None), mnist.load(directory))
+# The stored order is another one, so that the above put it right.
+cache = made.tfds.Cache("mnist")
+assert cache.prepared
+stored, _ = cache.read("train")
+keyed, _ = cache.read("train", range(40))
+assert stored != keyed and sorted(stored) == sorted(keyed)
+
+mnist.MNIST = made.tiny_set(arrays | {
+    "test_images": arrays["test_images"][::-1]})
+refused(mnist.load, None)
+mnist.MNIST = made.tiny_set(made.tiny_arrays(40, 19))
+refused(mnist.load, None)
+refused(cache.read, "validation")
+for path in Path(cache.place.split(", ")[1]).glob("*test*array_record*"):
+    path.write_bytes(path.read_bytes()[:-50])
+refused(cache.read, "test")
+""",
+    "static_mnist": """
+(directory / "static_mnist").mkdir()
+splits = {}
+for (split, file), count in zip(static_mnist.FILES.items(), (30, 20, 10)):
+    images, text = made.tiny_amat(count)
+    (directory / "static_mnist" / file.name).write_bytes(text)
+    static_mnist.FILES[split] = file._replace(
+        num_images=count, sha256=made.sha256(text))
+    splits[split] = [(i, {"image": pack(a)}) for i, a in enumerate(images)]
+prepare("binarized_mnist", splits)
+compare(static_mnist.load(None), static_mnist.load(directory))
+""",
+    "omniglot": """
+for name, count in made.DRAWING_COUNTS.items():
+    setattr(omniglot, name, count)
+ink = made.RANDOM.random((4, 5, 105, 105)) < 0.2
+omniglot.DRAWINGS_SHA256 = made.sha256(np.packbits(ink).tobytes())
+members = made.archive_members(ink)
+made.write_archives(directory, members)
+splits = {}
+for split, stem in (("train", "images_background"),
+                    ("test", "images_evaluation")):
+    splits[split] = []
+    for name, content in members[stem].items():
+        _, alphabet, _, file = name.split("/")
+        character = int(file[:4]) - 1
+        splits[split].append((f"{alphabet}_0_{file}", {
+            "image": io.BytesIO(content),
+            "alphabet": alphabet,
+            "alphabet_char_id": 0,
+            "label": character,
+        }))
+prepare("omniglot", splits)
+compare(omniglot.load(None), omniglot.load(directory))
+made.tfds.stored_order = lambda split, keys: range(len(keys))
+refused(omniglot.load, None)
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """Folder of the process, and the lines that each code prints with a > in front.
+
+    It has a cache of its own, and must do without TensorFlow.
+    """
+    folder = tmp_path_factory.mktemp("tfds")
+    code = PREPARE + "".join(f"print('> {name}')\n{CODES[name]}" for name in CODES)
+    code += "print('> TensorFlow', 'tensorflow' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, str(folder)],
         cwd=ROOT,
-        env=os.environ | {"TFDS_DATA_DIR": str(cache)} | arguments,
+        env=os.environ | {"TFDS_DATA_DIR": str(folder / "cache")},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    lines = {"folder": folder}
+    for line in done.stdout.splitlines():
+        if line.removeprefix("> ") in CODES:
+            current = lines[line.removeprefix("> ")] = []
+        elif line.startswith("> "):
+            current.append(line.removeprefix("> "))
+    return lines
+
+
+@needs_tfds
+def test_tensorflow_datasets_is_read_without_tensorflow(printed):
+    assert printed["omniglot"][-1] == "TensorFlow False"
+
+
+@needs_tfds
+def test_a_prepared_mnist_gives_the_published_files_back(printed):
+    folder, lines = printed["folder"], printed["mnist"]
+    place = f"tensorflow-datasets, {folder}/cache/mnist/3.0.1"
+    assert lines[0] == (
+        f"{place}, checksums verified; validation and test binarised with seed 0"
+    )
+    assert lines[1].startswith(f"{place}, test images: the unpacked content has sha")
+    assert lines[2:4] == [
+        f"{place}, test: 20 examples, wanted 19",
+        f"{place}, validation: no such split, wanted one",
+    ]
+    assert lines[4].startswith(f"{place}, test: cannot be read: ")
+    assert len(lines) == 5
+
+
+@needs_tfds
+def test_a_prepared_static_mnist_gives_the_published_files_back(printed):
+    folder, lines = printed["folder"], printed["static_mnist"]
+    assert lines == [
+        f"tensorflow-datasets, {folder}/cache/binarized_mnist/1.0.0, checksums verified"
+    ]
+
+
+@needs_tfds
+def test_prepared_drawings_give_the_archives_back(printed):
+    folder, lines = printed["folder"], printed["omniglot"]
+    place = f"tensorflow-datasets, {folder}/cache/omniglot/3.0.0"
+    assert lines[:-1] == [
+        f"{place}, REBUILT from the drawings, checksum verified; validation and test "
+        "binarised with seed 0",
+        f"{place}, train: the drawings are not in the order of their keys, wanted the "
+        "one that tensorflow-datasets writes",
+    ]
+
+
+@needs_tfds
+def test_what_is_not_prepared_is_downloaded_as_published(printed):
+    """From a server on this machine; what is there already is not asked for again."""
+    *lines, downloads, url = printed["downloads"]
+    source = "checksums verified; validation and test binarised with seed 0"
+    assert lines[0] == f"downloaded from {url}mnist/, {source}"
+    assert lines[4] == lines[0]
+    train = "binarized_mnist_train.amat"
+    background = "images_background.zip"
+    refusals = {
+        1: (
+            "binarized_mnist/1.0.0",
+            f"mnist/{train}",
+            "HTTP Error 404: File not found",
+        ),
+        2: (
+            "omniglot/3.0.0",
+            f"nowhere/{background}",
+            "HTTP Error 404: File not found",
+        ),
+        3: (
+            "omniglot/3.0.0",
+            f"short/{background}",
+            "it ended after 4 bytes, wanted 100",
+        ),
+        5: (
+            "omniglot/3.0.0",
+            f"short/{background}",
+            "<urlopen error [Errno 111] Connection refused>",
+        ),
+    }
+    for number, (place, path, reason) in refusals.items():
+        assert lines[number] == (
+            f"{place.split('/')[0]}: not prepared as array_record in "
+            f"{printed['folder']}/cache/{place}, and the download of {url}{path} "
+            f"failed: {reason}; wanted either, or a data directory with the original "
+            "files"
+        )
+    assert len(lines) == 6
+    files_of = (getattr(mnist.MNIST, part).name for part in idx.PARTS)
+    assert downloads == str(sorted(f"{name}.gz" for name in files_of))
+
+
+# --- The published files -------------------------------------------------------------
+
+CLASSES = {
+    "mnist": (
+        [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
+        [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],
+    ),
+    "fashion_mnist": ([6000] * 10, [1000] * 10),
+}
+MOMENTS = {"mnist": (0.1307, 0.3081, 0.1325), "fashion_mnist": (0.2860, 0.3530, 0.2868)}
+# Of the first and last training, validation and test images.
+LABELS = {"mnist": (5, 8, 3, 8, 7, 6), "fashion_mnist": (9, 7, 9, 5, 9, 5)}
+IDX_MODULES = {"mnist": mnist, "fashion_mnist": fashion_mnist}
+
+
+def published(name):
+    """The data directory, where it has this set; skips the test elsewhere."""
+    directory = os.environ.get("VHP_DATA_DIR")
+    if not directory or not (Path(directory) / name).is_dir():
+        pytest.skip(f"no {name} in VHP_DATA_DIR")
+    return Path(directory)
+
+
+@pytest.fixture(scope="module", params=IDX_MODULES)
+def idx_datasets(request):
+    """Name, grey and dynamic data set."""
+    load = IDX_MODULES[request.param].load
+    directory = published(request.param)
+    return request.param, load(directory, values="grey"), load(directory)
+
+
+@pytest.fixture(scope="module")
+def chardata():
+    return omniglot.load(published("omniglot"), values="grey")
+
+
+def as_bytes(split):
+    return [image.tobytes() for image in split.examples]
+
+
+def check_splits(dataset, counts):
+    for name, count in zip(SPLITS, counts, strict=True):
+        split = getattr(dataset, name)
+        assert split.examples.shape == (count, 28, 28, 1)
+        assert split.examples.dtype == np.float32
+        assert split.targets.shape == (count,)
+        assert split.targets.dtype == np.int64
+
+
+@pytest.mark.slow
+def test_published_counts_moments_and_classes(idx_datasets):
+    name, dataset, _ = idx_datasets
+    check_splits(dataset, (50_000, 10_000, 10_000))
+    assert dataset.name == name
+    assert dataset.source.endswith(f"{name}, checksums verified; grey values")
+    fitted = np.concatenate([dataset.train.examples, dataset.validation.examples])
+    mean, deviation, test_mean = MOMENTS[name]
+    np.testing.assert_allclose(fitted.mean(dtype=np.float64), mean, atol=5e-5)
+    np.testing.assert_allclose(fitted.std(dtype=np.float64), deviation, atol=5e-5)
+    test = dataset.test.examples
+    np.testing.assert_allclose(test.mean(dtype=np.float64), test_mean, atol=7e-5)
+    assert (test.min(), test.max()) == (0.0, 1.0)
+    labels = np.concatenate([dataset.train.targets, dataset.validation.targets])
+    train_classes, test_classes = CLASSES[name]
+    assert np.bincount(labels).tolist() == train_classes
+    assert np.bincount(dataset.test.targets).tolist() == test_classes
+    ends = [getattr(dataset, split).targets[[0, -1]] for split in SPLITS]
+    assert tuple(np.concatenate(ends).tolist()) == LABELS[name]
+
+
+@pytest.mark.slow
+def test_published_images_are_binarised_once_near_their_means(idx_datasets):
+    name, means, dynamic = idx_datasets
+    assert dynamic.dynamic
+    assert not means.dynamic
+    np.testing.assert_array_equal(dynamic.train.examples, means.train.examples)
+    again = IDX_MODULES[name].load(published(name))
+    for split in ("validation", "test"):
+        drawn = getattr(dynamic, split).examples
+        mean = getattr(means, split).examples.astype(np.float64)
+        assert ((drawn == 0.0) | (drawn == 1.0)).all()
+        np.testing.assert_array_equal(drawn, getattr(again, split).examples)
+        error = np.sqrt((mean * (1.0 - mean)).sum())
+        assert abs(drawn.sum(dtype=np.float64) - mean.sum()) < 4.0 * error
+        assert (drawn[mean == 0.0] == 0.0).all()
+        assert (drawn[mean == 1.0] == 1.0).all()
+
+
+@pytest.mark.slow
+def test_published_splits_share_next_to_no_image(idx_datasets):
+    """Fashion-MNIST itself has some twins; a split met twice would share all."""
+    name, dataset, _ = idx_datasets
+    train, validation, test = (set(as_bytes(getattr(dataset, s))) for s in SPLITS)
+    shared = [len(train & validation), len(train & test), len(validation & test)]
+    assert max(shared) <= {"mnist": 0, "fashion_mnist": 20}[name], shared
+
+
+@pytest.mark.slow
+def test_published_static_mnist():
+    dataset = static_mnist.load(published("static_mnist"))
+    check_splits(dataset, (50_000, 10_000, 10_000))
+    assert dataset.source.endswith("static_mnist, checksums verified")
+    for name, mean in zip(SPLITS, (0.13056, 0.13113, 0.13251), strict=True):
+        examples = getattr(dataset, name).examples
+        np.testing.assert_allclose(examples.mean(dtype=np.float64), mean, atol=5e-6)
+        assert ((examples == 0.0) | (examples == 1.0)).all()
+        assert not getattr(dataset, name).targets.any()
+    train, validation, test = (set(as_bytes(getattr(dataset, s))) for s in SPLITS)
+    assert not train & validation
+    assert not train & test
+    assert not validation & test
+
+
+@pytest.mark.slow
+def test_static_mnist_is_mnist_binarised(idx_datasets):
+    """Each static test image agrees with few MNIST images, where those are 0 or 1."""
+    name, means, _ = idx_datasets
+    if name != "mnist":
+        pytest.skip("static MNIST is drawn from MNIST alone")
+    directory = published("static_mnist")
+    static = static_mnist.load(directory).test.examples.reshape(10_000, -1)[:300]
+    grey = means.test.examples.reshape(10_000, -1)
+    white, black = (grey == 1.0).astype(np.float32), (grey == 0.0).astype(np.float32)
+    wrong = (1.0 - static) @ white.T + static @ black.T
+    assert (wrong.min(axis=1) == 0.0).all()
+    assert ((wrong == 0.0).sum(axis=1) < 100).all()
+
+
+@pytest.mark.slow
+def test_published_omniglot(chardata):
+    check_splits(chardata, (23_000, 1_345, 8_070))
+    assert chardata.target_kind == "label"
+    assert "checksum verified" in chardata.source
+    train = np.concatenate([chardata.train.examples, chardata.validation.examples])
+    for examples, mean in ((train, 0.0830), (chardata.test.examples, 0.0822)):
+        np.testing.assert_allclose(examples.mean(dtype=np.float64), mean, atol=2e-3)
+        assert (examples.min(), examples.max()) == (0.0, 1.0)
+        step = examples * 255.0
+        np.testing.assert_allclose(step, np.rint(step), atol=1e-4)
+    labels = np.concatenate([chardata.train.targets, chardata.validation.targets])
+    assert sorted(set(labels.tolist())) == list(range(50))
+    assert np.bincount(labels).sum() == 15 * 1_623
+
+
+@pytest.mark.slow
+def test_published_archives_give_the_rebuilt_file(chardata, tmp_path):
+    directory = published("omniglot") / "omniglot"
+    archives = [directory / f"{stem}.zip" for stem in omniglot.ARCHIVES]
+    if "REBUILT" not in chardata.source or not all(a.is_file() for a in archives):
+        pytest.skip("no rebuilt chardata.mat with both archives in VHP_DATA_DIR")
+    (tmp_path / "omniglot").mkdir()
+    for archive in archives:
+        (tmp_path / "omniglot" / archive.name).symlink_to(archive)
+    rebuilt = omniglot.load(tmp_path, values="grey")
+    assert rebuilt.source == (
+        f"{tmp_path}/omniglot, REBUILT from the drawings, checksum verified; grey "
+        "values"
+    )
+    for name in SPLITS:
+        found, wanted = getattr(rebuilt, name), getattr(chardata, name)
+        np.testing.assert_array_equal(found.examples, wanted.examples)
+        np.testing.assert_array_equal(found.targets, wanted.targets)

@@ -7,6 +7,7 @@ from vhp_jax.data.files import StrPath
 FASHION_MNIST = idx.IdxSet(
     name="fashion_mnist",
     home="github.com/zalandoresearch/fashion-mnist",
+    url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     num_validation=10_000,
     num_classes=10,
     train_images=idx.IdxFile(

@@ -37,6 +37,7 @@ class IdxSet(NamedTuple):
     Attributes:
       name: as in the configs; also of its folder and in tensorflow-datasets.
       home: where it is to be had, in words.
+      url: of the folder with the files, packed.
       num_validation: the last so many training images are the validation split.
       num_classes: labels are smaller.
       train_images: uint8 [N, 28, 28], ink is bright.
@@ -47,6 +48,7 @@ class IdxSet(NamedTuple):
 
     name: str
     home: str
+    url: str
     num_validation: int
     num_classes: int
     train_images: IdxFile
@@ -159,10 +161,10 @@ def _from_tfds(idx_set: IdxSet) -> tuple[dict[str, tuple[object, bytes]], str]:
                 found[f"{split}_{part}"] = place, encode(array)
         return found, cache.place
     names = {part: f"{getattr(idx_set, part).name}.gz" for part in PARTS}
-    paths = cache.download(names.values())
+    paths = cache.download(idx_set.url, names.values())
     for part, name in names.items():
         found[part] = paths[name], files.read(paths[name])
-    return found, f"tensorflow-datasets, downloads of {idx_set.name}"
+    return found, f"downloaded from {idx_set.url}"
 
 
 def _check_labels(place: object, labels: np.ndarray, num_classes: int) -> None:

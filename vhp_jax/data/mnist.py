@@ -7,6 +7,7 @@ from vhp_jax.data.files import StrPath
 MNIST = idx.IdxSet(
     name="mnist",
     home="yann.lecun.com/exdb/mnist",
+    url="https://storage.googleapis.com/cvdf-datasets/mnist/",
     num_validation=10_000,
     num_classes=10,
     train_images=idx.IdxFile(

@@ -22,6 +22,7 @@ from vhp_jax.data.base import DataError, Dataset, Split, bernoulli_dataset, chec
 NAME = "omniglot"
 MAT_HOME = "github.com/yburda/iwae, datasets/OMNIGLOT"
 ARCHIVE_HOME = "github.com/brendenlake/omniglot, python/"
+ARCHIVE_URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
 IMAGE_SIZE = 28
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 24_345, 1_345, 8_070  # train with validation
 NUM_ALPHABETS = 50
@@ -308,11 +309,11 @@ def _from_tfds() -> tuple[str, Drawings]:
     """The drawings from tensorflow-datasets, and where they are from."""
     cache = tfds.Cache(NAME)
     if not cache.prepared:
-        paths = cache.download(f"{stem}.zip" for stem in ARCHIVES)
-        return f"tensorflow-datasets, downloads of {NAME}", read_archives(
-            [paths[f"{stem}.zip"] for stem in ARCHIVES]
-        )
-    drawings: dict[tuple[int, int], bytes] = {}
+        names = [f"{stem}.zip" for stem in ARCHIVES]
+        paths = cache.download(ARCHIVE_URL, names)
+        drawings = read_archives(list(paths.values()))
+        return f"downloaded from {ARCHIVE_URL}", drawings
+    contents: dict[tuple[int, int], bytes] = {}
     alphabets: dict[int, str] = {}
     names = cache.class_names("alphabet")
     for split in ("train", "test"):
@@ -337,9 +338,9 @@ def _from_tfds() -> tuple[str, Drawings]:
                 "keys, wanted the one that tensorflow-datasets writes"
             )
         for image, ((alphabet, _, label), drawer) in zip(images, stored, strict=True):
-            drawings[label + 1, drawer] = image
+            contents[label + 1, drawer] = image
             alphabets[label + 1] = names[alphabet]
-    return cache.place, decode_drawings(cache.place, drawings, alphabets)
+    return cache.place, decode_drawings(cache.place, contents, alphabets)
 
 
 # --- 105x105 to 28x28 ----------------------------------------------------------------

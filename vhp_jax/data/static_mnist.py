@@ -13,6 +13,7 @@ from vhp_jax.data.base import DataError, Dataset, Split
 NAME = "static_mnist"
 TFDS_NAME = "binarized_mnist"
 HOME = "www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist"
+URL = f"http://{HOME}/"
 IMAGE_SIZE = 28
 
 
@@ -144,7 +145,7 @@ def _from_tfds() -> tuple[dict[str, tuple[object, bytes]], str]:
             images, _ = cache.read_images(split, *shape)
             found[split] = f"{cache.place}, {split}", encode(images)
         return found, cache.place
-    paths = cache.download(file.name for file in FILES.values())
+    paths = cache.download(URL, (file.name for file in FILES.values()))
     for split, file in FILES.items():
         found[split] = paths[file.name], files.read(paths[file.name])
-    return found, f"tensorflow-datasets, downloads of {TFDS_NAME}"
+    return found, f"downloaded from {URL}"

@@ -1,14 +1,19 @@
 """Original files out of tensorflow-datasets, without TensorFlow.
 
-Two ways, both imported only when asked for: a set that is already prepared in the cache
+Two ways, tried only when asked for: a set that is already prepared in the cache
 as array_record is read record by record and put back into the order, and into the file
-format, that it was published in; otherwise the published files are downloaded. Either
-way the loaders see the same bytes and verify them with the same checksums.
+format, that it was published in; otherwise the published files are downloaded, next to
+it in the cache. Either way the loaders see the same bytes and verify them with the same
+checksums.
 
 The cache is the environment variable TFDS_DATA_DIR, else tensorflow-datasets' default.
 """
 
 import hashlib
+import http.client
+import os
+import shutil
+import urllib.request
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +45,9 @@ class Cache:
         self._tfds = tensorflow_datasets
         self._builder = tensorflow_datasets.builder(name, file_format="array_record")
         self.place = f"tensorflow-datasets, {self._builder.data_dir}"
-        formats = self._builder.info.available_file_formats()
-        self.prepared = "array_record" in {kind.value for kind in formats}
+        info = self._builder.info
+        formats = {kind.value for kind in info.available_file_formats()}
+        self.prepared = bool(info.splits) and "array_record" in formats
 
     def read(
         self, split: str, keys: Sequence[int | str] | None = None
@@ -97,11 +103,12 @@ class Cache:
         place = f"{self.place}, {split}"
         return png.decode(place, images, height, width), others
 
-    def download(self, names: Iterable[str]) -> dict[str, Path]:
+    def download(self, url: str, names: Iterable[str]) -> dict[str, Path]:
         """Downloads published files, or finds them downloaded before.
 
         Args:
-          names: file names as published.
+          url: of the folder that they are in, with a slash at the end.
+          names: of the files.
 
         Returns:
           The path of each.
@@ -109,24 +116,42 @@ class Cache:
         Raises:
           DataError: a file cannot be had.
         """
-        infos = self._builder.url_infos
-        urls = {name: url for url in infos for name in names if url.endswith(name)}
-        try:
-            manager = self._tfds.download.DownloadManager(
-                download_dir=Path(self._builder.data_dir_root) / "downloads",
-                url_infos=infos,
-                dataset_name=self._name,
-                force_checksums_validation=True,
-            )
-            paths = manager.download(urls)
-        except Exception as error:  # whatever the network stack raises
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(
-                f"{self._name}: not prepared as array_record in "
-                f"{self._builder.data_dir}, and the download failed: {reason}; wanted "
-                "either, or a data directory with the original files"
-            ) from error
-        return {name: Path(path) for name, path in paths.items()}
+        folder = Path(self._builder.data_dir_root) / "downloads" / self._name
+        paths = {name: folder / name for name in names}
+        for name, path in paths.items():
+            if path.is_file():
+                continue
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                _fetch(url + name, path)
+            except (OSError, http.client.HTTPException) as error:
+                raise DataError(
+                    f"{self._name}: not prepared as array_record in "
+                    f"{self._builder.data_dir}, and the download of {url}{name} "
+                    f"failed: {error}; wanted either, or a data directory with the "
+                    "original files"
+                ) from error
+        return paths
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Downloads a file, which gets its name once it is whole.
+
+    Not by tensorflow-datasets' own manager, which tries for minutes where there is no
+    network.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            with partial.open("wb") as file:
+                shutil.copyfileobj(response, file)
+            wanted = response.headers.get("Content-Length")
+        seen = partial.stat().st_size
+        if wanted is not None and seen != int(wanted):
+            raise OSError(f"it ended after {seen} bytes, wanted {wanted}")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def stored_order(split: str, keys: Sequence[int | str]) -> list[int]:

@@ -81,6 +81,15 @@ def test_binary_draws_have_their_means_and_extreme_means_are_never_missed():
     assert (np.abs(drawn.mean(axis=1) - means[:, 0]) <= 4.0 * deviation).all()
 
 
+def test_a_draw_of_exactly_zero_is_below_every_mean_but_zero():
+    class Zero:
+        def random(self, shape, dtype):
+            return np.zeros(shape, dtype)
+
+    drawn = binarise(np.float32([0.0, 1e-30, 1.0]), Zero())
+    np.testing.assert_array_equal(drawn, [0.0, 1.0, 1.0])
+
+
 def test_dynamic_leaves_training_means_and_draws_the_others_once():
     dataset, means = toy(values="dynamic"), toy(values="grey")
     assert dataset.dynamic

@@ -192,7 +192,7 @@ def test_a_gzip_file_that_is_cut_off_is_refused(tmp_path, missing):
     )
 
 
-@pytest.mark.parametrize("position", [30, -6, -2])
+@pytest.mark.parametrize("position", [10, 30, -6, -2])
 def test_a_damaged_gzip_file_is_refused(tmp_path, position):
     packed = bytearray(gzip.compress(TEXT))
     packed[position] ^= 0xFF

@@ -14,7 +14,8 @@ class Split(NamedTuple):
 
     Attributes:
       examples: float32 [N, *example], finite; images lie in [0, 1].
-      targets: [N] labels or angles that the model never sees, for evaluation only.
+      targets: [N] labels or angles that the model never sees, for evaluation only;
+        int64 zeros where the data set has neither.
     """
 
     examples: np.ndarray
@@ -26,11 +27,13 @@ class Dataset(NamedTuple):
 
     Attributes:
       name: as in the configs.
-      target_kind: "angle" (radians) or "label".
+      target_kind: "angle" (radians), "label" (int64 from 0) or "none".
       source: where the examples come from, for the first line that a program prints.
       train: examples the model is fitted to.
       validation: examples watched during training.
       test: examples reported at the end.
+      dynamic: train holds Bernoulli means of which each training step draws binary
+        images anew; validation and test were drawn once with a fixed seed.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Dataset(NamedTuple):
     train: Split
     validation: Split
     test: Split
+    dynamic: bool = False
 
 
 def check_images(name: str, examples: np.ndarray) -> None:
@@ -52,3 +56,64 @@ def check_images(name: str, examples: np.ndarray) -> None:
         raise DataError(
             f"{name}: example {index} holds {value}, wanted finite values in [0, 1]"
         )
+
+
+def binarise(means: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Draws one binary image per image of Bernoulli means.
+
+    Args:
+      means: float [N, *example] in [0, 1]; a mean of 0 or 1 is never missed.
+      generator: is moved on by one float32 a pixel.
+
+    Returns:
+      float32 [N, *example], each value exactly 0 or 1.
+    """
+    uniform = generator.random(means.shape, np.float32)  # [0, 1)
+    return (uniform < means).astype(np.float32)
+
+
+def bernoulli_dataset(
+    name: str,
+    source: str,
+    splits: dict[str, Split],
+    values: str = "dynamic",
+    seed: int = 0,
+) -> Dataset:
+    """Makes a data set of grey images, read as Bernoulli means.
+
+    Args:
+      name: as in the configs.
+      source: where the images come from.
+      splits: train, validation and test, each with grey images in [0, 1].
+      values: "dynamic" leaves the means of the training images to be drawn anew in
+        each step and draws validation and test here, once; "grey" leaves all means.
+      seed: of these draws; each split has its own stream, so that the size of one does
+        not change the others.
+
+    Returns:
+      The data set; its targets are labels.
+
+    Raises:
+      ValueError: `values` is neither of the two, or `seed` is negative.
+    """
+    if values not in ("dynamic", "grey"):
+        raise ValueError(f"values must be 'dynamic' or 'grey', got {values!r}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    if values == "grey":
+        parts = (splits["train"], splits["validation"], splits["test"])
+        return Dataset(name, "label", f"{source}; grey values", *parts)
+    for_validation, for_test = np.random.default_rng(seed).spawn(2)
+
+    def draw(split: Split, stream: np.random.Generator) -> Split:
+        return Split(binarise(split.examples, stream), split.targets)
+
+    return Dataset(
+        name,
+        "label",
+        f"{source}; validation and test binarised with seed {seed}",
+        splits["train"],
+        draw(splits["validation"], for_validation),
+        draw(splits["test"], for_test),
+        dynamic=True,
+    )

@@ -113,4 +113,5 @@ def load(
     }
     for name, split in splits.items():
         check_images(f"pendulum {name}", split.examples)
-    return Dataset("pendulum", "angle", f"generated, seed {seed}", **splits)
+    parts = (splits["train"], splits["validation"], splits["test"])
+    return Dataset("pendulum", "angle", f"generated, seed {seed}", *parts)

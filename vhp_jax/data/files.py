@@ -1,0 +1,125 @@
+"""Finds, unpacks and verifies the original files of the data sets.
+
+A data directory has a folder for each set, with its files as they were published; a
+file that was packed with gzip may be there packed or unpacked. Checksums are of the
+unpacked content, since gzip packs the same content in many ways.
+"""
+
+import gzip
+import hashlib
+import os
+import zlib
+from pathlib import Path
+
+from vhp_jax.data.base import DataError
+
+StrPath = str | os.PathLike[str]
+
+# What some files begin with that are often met in the wrong place.
+KNOWN_BEGINNINGS = {
+    b"\x80\x02": "a Python pickle",
+    b"\x80\x03": "a Python pickle",
+    b"\x80\x04": "a Python pickle",
+    b"\x80\x05": "a Python pickle",
+    b"\x93NUMPY": "a NumPy array",
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip file",
+    b"\x00\x00\x08\x03": "IDX images",
+    b"\x00\x00\x08\x01": "IDX labels",
+    b"MATLAB": "a MATLAB file",
+    b"\x89HDF": "an HDF5 file",
+    b"<": "a web page",
+}
+
+
+def describe(content: bytes) -> str:
+    """Says in words what some content is, as far as its first bytes tell."""
+    if not content:
+        return "nothing"
+    for beginning, kind in KNOWN_BEGINNINGS.items():
+        if content.startswith(beginning):
+            return kind
+    return f"a file that begins with {content[:4].hex(' ')}"
+
+
+def find_folder(name: str, directory: StrPath, home: str) -> Path:
+    """The folder of one data set.
+
+    Args:
+      name: of the set and of its folder.
+      directory: holds one folder a set.
+      home: where the set is to be had, in words.
+
+    Raises:
+      DataError: the directory or the folder is not there.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise DataError(
+            f"{name}: no data directory {directory}, wanted one with a folder "
+            f"{name}/; the files are to be had from {home}"
+        )
+    folder = directory / name
+    if not folder.is_dir():
+        raise DataError(
+            f"{name}: no folder {folder}, wanted one with the files from {home}"
+        )
+    return folder
+
+
+def find_file(folder: Path, names: tuple[str, ...], home: str) -> Path:
+    """The first of some accepted names that is there, packed or unpacked.
+
+    Args:
+      folder: where to look.
+      names: accepted names, without .gz.
+      home: where the file is to be had, in words.
+
+    Raises:
+      DataError: none of them is a file in the folder.
+    """
+    for name in names:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                return path
+    wanted = " or ".join(f"{name}[.gz]" for name in names)
+    raise DataError(f"{folder}: no file {wanted}, to be had from {home}")
+
+
+def read(path: Path) -> bytes:
+    """The content of a file, unpacked if it is a gzip file, whatever its name.
+
+    Raises:
+      DataError: it cannot be read, or is a gzip file that is cut off or damaged.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if not content.startswith(b"\x1f\x8b"):
+        return content
+    try:
+        return gzip.decompress(content)
+    except EOFError:
+        raise DataError(
+            f"{path}: the gzip stream ends after {len(content)} bytes, before its end "
+            "mark; wanted the whole file"
+        ) from None
+    except (OSError, zlib.error) as error:
+        raise DataError(f"{path}: damaged gzip file: {error}") from None
+
+
+def check_sha256(place: object, content: bytes, wanted: str) -> None:
+    """Raises DataError where the content is not the published one.
+
+    Args:
+      place: the file, named in the message.
+      content: unpacked.
+      wanted: sha256 of the published content, hexadecimal.
+    """
+    seen = hashlib.sha256(content).hexdigest()
+    if seen != wanted:
+        raise DataError(
+            f"{place}: the unpacked content has sha256 {seen}, wanted {wanted} "
+            "(verify=False takes it as it is)"
+        )

@@ -11,7 +11,7 @@ import io
 import re
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 import numpy as np
@@ -284,9 +284,9 @@ def _members(path: Path) -> dict[str, bytes]:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 name = info.orig_filename
-                posix, windows = PurePosixPath(name), PureWindowsPath(name)
-                absolute = posix.is_absolute() or windows.drive or windows.root
-                if absolute or ".." in posix.parts or "\\" in name:
+                windows = PureWindowsPath(name)  # knows both kinds of separator
+                absolute = windows.drive or windows.root
+                if absolute or ".." in windows.parts:
                     raise DataError(
                         f"{path}: holds the unsafe path {name!r}, wanted paths inside "
                         "the archive"

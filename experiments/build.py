@@ -47,7 +47,6 @@ def build(config: ConfigDict) -> Experiment:
     dataset = build_data(config.data)
     model = build_model(config.model, dataset)
     examples = dataset.train.examples
-    mean = examples.reshape(len(examples), -1).mean(axis=0, dtype="f8")
     steps_per_epoch = len(examples) / config.train.batch_size
 
     def principal(params: Params, key: PRNGKey) -> Params:
@@ -57,9 +56,14 @@ def build(config: ConfigDict) -> Experiment:
         components = networks.principal_components(examples, config.model.latent_dim)
         return networks.start_principal(params, key, components, scale)
 
+    def centred(params: Params, key: PRNGKey) -> Params:
+        del key
+        flat = examples.reshape(len(examples), -1)
+        return networks.centre(params, flat.mean(axis=0, dtype="f8"))
+
     starts: dict[str, Callable[[Params, PRNGKey], Params]] = {
         "principal": principal,
-        "centred": lambda params, key: networks.centre(params, mean),
+        "centred": centred,
         "random": lambda params, key: params,
     }
     start = choose("model.start", config.model.start, starts)
@@ -125,10 +129,8 @@ def check(config: ConfigDict) -> None:
                 f"config.train.{name} must be a multiple of log_every "
                 f"({train.log_every}), got {value}"
             )
-    if not config.model.hidden or any(width < 1 for width in config.model.hidden):
-        raise UserError(
-            f"config.model.hidden wants widths >= 1, got {tuple(config.model.hidden)}"
-        )
+    if not model.hidden:
+        raise UserError("config.model.hidden wants widths >= 1, got ()")
     if not 0 <= config.seed < 2**31:
         raise UserError(f"config.seed must be from 0 to 2^31 - 1, got {config.seed}")
     if train.num_steps * train.batch_size >= 2**31:

@@ -2,18 +2,46 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import optax
 from ml_collections import ConfigDict
 
-from experiments.cli import UserError
-from vhp_jax import beta, networks, objectives, priors, training
-from vhp_jax.data import Dataset, pendulum
+from experiments.cli import UserError, flatten
+from vhp_jax import beta, distributions, networks, objectives, priors, training
+from vhp_jax.data import Dataset, fashion_mnist, mnist, omniglot, pendulum, static_mnist
 from vhp_jax.model import VAE
 from vhp_jax.types import Params, PRNGKey, PyTree
+
+DATA_DIR = "VHP_DATA_DIR"
+
+# Numbers that a config may hold and that must be above zero.
+POSITIVE = {
+    "num_seeds",
+    "model.latent_dim",
+    "model.inner_dim",
+    "model.num_pseudo_inputs",
+    "model.posterior_scale_init",
+    "model.decoder_scale_init",
+    "model.prior_encoder_scale_init",
+    "model.prior_decoder_scale_init",
+    "objective.num_samples",
+    "beta.warm_up_epochs",
+    "beta.max_initial_steps",
+    "train.num_steps",
+    "train.batch_size",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.learning_rate",
+    "train.prior_learning_rate",
+    "train.scale_learning_rate",
+}
+WIDTHS = {"model.hidden", "model.prior_hidden", "model.strides"}
 
 
 class Experiment(NamedTuple):
@@ -26,6 +54,7 @@ class Experiment(NamedTuple):
       beta_scheme: sets beta.
       optimizers: of the two halves.
       init_params: draws the parameters from a key.
+      draw_batch: makes training examples of the stored ones; None leaves them.
     """
 
     dataset: Dataset
@@ -34,6 +63,7 @@ class Experiment(NamedTuple):
     beta_scheme: beta.BetaScheme
     optimizers: training.OptimizerPair
     init_params: Callable[[PRNGKey], Params]
+    draw_batch: training.DrawBatch | None
 
 
 def build(config: ConfigDict) -> Experiment:
@@ -46,76 +76,36 @@ def build(config: ConfigDict) -> Experiment:
     check(config)
     dataset = build_data(config.data)
     model = build_model(config.model, dataset)
-    examples = dataset.train.examples
-    steps_per_epoch = len(examples) / config.train.batch_size
-
-    def principal(params: Params, key: PRNGKey) -> Params:
-        if config.model.initialisation != "looks_linear":
-            raise UserError("config.model.start=principal wants looks_linear networks")
-        scale = config.model.encoder_head_scale
-        components = networks.principal_components(examples, config.model.latent_dim)
-        return networks.start_principal(params, key, components, scale)
-
-    def centred(params: Params, key: PRNGKey) -> Params:
-        del key
-        flat = examples.reshape(len(examples), -1)
-        return networks.centre(params, flat.mean(axis=0, dtype="f8"))
-
-    starts: dict[str, Callable[[Params, PRNGKey], Params]] = {
-        "principal": principal,
-        "centred": centred,
-        "random": lambda params, key: params,
-    }
-    start = choose("model.start", config.model.start, starts)
-
-    def init_params(key: PRNGKey) -> Params:
-        key_init, key_start = jax.random.split(key)
-        params = model.init(key_init, examples.shape[1:])
-        return start(params, key_start)
-
+    steps_per_epoch = len(dataset.train.examples) / config.train.batch_size
     return Experiment(
         dataset,
         model,
         build_objective(config.objective, model),
         build_beta_scheme(config.beta, steps_per_epoch),
         build_optimizers(config.train),
-        init_params,
+        build_init(config.model, model, dataset),
+        distributions.draw_binary if dataset.dynamic else None,
     )
 
 
 def check(config: ConfigDict) -> None:
     """Refuses numbers that cannot work, before anything is computed."""
     model, train = config.model, config.train
-    counts = {
-        "num_seeds": config.num_seeds,
-        "model.latent_dim": model.latent_dim,
-        "model.inner_dim": model.inner_dim,
-        "model.posterior_scale_init": model.posterior_scale_init,
-        "model.decoder_scale_init": model.decoder_scale_init,
-        "model.prior_encoder_scale_init": model.prior_encoder_scale_init,
-        "model.prior_decoder_scale_init": model.prior_decoder_scale_init,
-        "objective.num_samples": config.objective.num_samples,
-        "beta.warm_up_epochs": config.beta.warm_up_epochs,
-        "beta.max_initial_steps": config.beta.max_initial_steps,
-        "train.num_steps": train.num_steps,
-        "train.batch_size": train.batch_size,
-        "train.log_every": train.log_every,
-        "train.eval_every": train.eval_every,
-        "train.checkpoint_every": train.checkpoint_every,
-        "train.learning_rate": train.learning_rate,
-        "train.prior_learning_rate": train.prior_learning_rate,
-        "train.scale_learning_rate": train.scale_learning_rate,
-    }
-    for name, value in counts.items():
+    values: dict[str, Any] = dict(flatten(config))
+    for name in sorted(POSITIVE & values.keys()):
+        value = values[name]
         if not (value > 0 and math.isfinite(value)):
             raise UserError(f"config.{name} must be positive, got {value}")
-    pairs = model.initialisation == "looks_linear"
-    for width in model.hidden:
-        if width < 1 or (pairs and width % 2):
-            raise UserError(
-                f"config.model.hidden must be positive{' and even' if pairs else ''}, "
-                f"got {width}"
-            )
+    pairs = model.get("initialisation") == "looks_linear"
+    for name in sorted(WIDTHS & values.keys()):
+        if not values[name]:
+            raise UserError(f"config.{name} wants widths >= 1, got ()")
+        for width in values[name]:
+            if width < 1 or (pairs and width % 2):
+                raise UserError(
+                    f"config.{name} must be positive{' and even' if pairs else ''}, "
+                    f"got {width}"
+                )
     intervals = {
         "num_steps": train.num_steps,
         "eval_every": train.eval_every,
@@ -129,8 +119,17 @@ def check(config: ConfigDict) -> None:
                 f"config.train.{name} must be a multiple of log_every "
                 f"({train.log_every}), got {value}"
             )
-    if not model.hidden:
-        raise UserError("config.model.hidden wants widths >= 1, got ()")
+    if not 0.0 <= train.average_decay < 1.0:
+        raise UserError(
+            f"config.train.average_decay must be in [0, 1), got {train.average_decay}"
+        )
+    if train.patience < 0:
+        raise UserError(f"config.train.patience must be >= 0, got {train.patience}")
+    if train.patience and config.num_seeds > 1:
+        raise UserError(
+            "config.train.patience stops one seed at a time: num_seeds must be 1, "
+            f"got {config.num_seeds}"
+        )
     if not 0 <= config.seed < 2**31:
         raise UserError(f"config.seed must be from 0 to 2^31 - 1, got {config.seed}")
     if train.num_steps * train.batch_size >= 2**31:
@@ -143,36 +142,73 @@ def check(config: ConfigDict) -> None:
 def build_data(config: ConfigDict) -> Dataset:
     """Loads or generates the data set."""
     options = {key: value for key, value in config.items() if key != "name"}
-    loaders = {"pendulum": pendulum.load}
+    loaders: dict[str, Callable[..., Dataset]] = {
+        "pendulum": pendulum.load,
+        "static_mnist": functools.partial(from_files, static_mnist.load),
+        "mnist": functools.partial(from_files, mnist.load),
+        "fashion_mnist": functools.partial(from_files, fashion_mnist.load),
+        "omniglot": functools.partial(from_files, omniglot.load),
+    }
     return choose("data.name", config.name, loaders)(**options)
+
+
+def from_files(load: Callable[..., Dataset], dir: str, **options: object) -> Dataset:
+    """Reads a data set from config.data.dir, else VHP_DATA_DIR, else the cache."""
+    return load(dir or os.environ.get(DATA_DIR) or None, **options)
+
+
+class Networks(NamedTuple):
+    """The four networks of a VHP.
+
+    Attributes:
+      encoder: q(z|x).
+      decoder: p(x|z).
+      prior_encoder: q(zeta|z).
+      prior_decoder: p(z|zeta).
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    prior_encoder: nn.Module
+    prior_decoder: nn.Module
 
 
 def build_model(config: ConfigDict, dataset: Dataset) -> VAE:
     """The networks of Table 3 around the chosen prior."""
-    features = math.prod(dataset.train.examples.shape[1:])
+    shape = dataset.train.examples.shape[1:]
+    makers: dict[str, Callable[..., Networks]] = {
+        "relu_mlp": relu_mlp,
+        "gated_mlp": gated_mlp,
+        "gated_conv": gated_conv,
+    }
+    built = choose("model.network", config.network, makers)(config, shape)
+    prior_makers: dict[str, Callable[[], priors.Prior]] = {
+        "vhp": lambda: priors.HierarchicalPrior(
+            encoder=built.prior_encoder,
+            decoder=built.prior_decoder,
+            latent_dim=config.latent_dim,
+            inner_dim=config.inner_dim,
+        ),
+        "vamp": lambda: priors.VampPrior(
+            encoder=built.encoder,
+            latent_dim=config.latent_dim,
+            example_shape=shape,
+            num_components=config.num_pseudo_inputs,
+        ),
+        "standard_normal": lambda: priors.StandardNormal(config.latent_dim),
+    }
+    prior = choose("model.prior", config.prior, prior_makers)()
+    return VAE(built.encoder, built.decoder, prior)
+
+
+def relu_mlp(config: ConfigDict, shape: tuple[int, ...]) -> Networks:
+    """Fully connected ReLU networks and a Gaussian decoder: the pendulum's."""
     network = functools.partial(
         networks.NormalMLP,
         tuple(config.hidden),
         initialisation=config.initialisation,
     )
-    makers: dict[str, Callable[[], priors.Prior]] = {
-        "vhp": lambda: priors.HierarchicalPrior(
-            encoder=network(
-                features=config.inner_dim,
-                head_scale=config.prior_encoder_head_scale,
-                scale_init=config.prior_encoder_scale_init,
-            ),
-            decoder=network(
-                features=config.latent_dim,
-                head_scale=config.prior_decoder_head_scale,
-                scale_init=config.prior_decoder_scale_init,
-            ),
-            latent_dim=config.latent_dim,
-            inner_dim=config.inner_dim,
-        ),
-        "standard_normal": lambda: priors.StandardNormal(config.latent_dim),
-    }
-    return VAE(
+    return Networks(
         encoder=networks.Flat(
             network(
                 features=config.latent_dim,
@@ -182,13 +218,117 @@ def build_model(config: ConfigDict, dataset: Dataset) -> VAE:
         ),
         decoder=networks.GaussianDecoder(
             tuple(config.hidden),
-            features,
+            math.prod(shape),
             initialisation=config.initialisation,
             head_scale=config.decoder_head_scale,
             scale_init=config.decoder_scale_init,
         ),
-        prior=choose("model.prior", config.prior, makers)(),
+        prior_encoder=network(
+            features=config.inner_dim,
+            head_scale=config.prior_encoder_head_scale,
+            scale_init=config.prior_encoder_scale_init,
+        ),
+        prior_decoder=network(
+            features=config.latent_dim,
+            head_scale=config.prior_decoder_head_scale,
+            scale_init=config.prior_decoder_scale_init,
+        ),
     )
+
+
+def gated_mlp(config: ConfigDict, shape: tuple[int, ...]) -> Networks:
+    """Gated fully connected networks and a Bernoulli decoder: the peers' MLP."""
+    hidden = tuple(config.hidden)
+    return Networks(
+        encoder=networks.Flat(gated_normal(config, hidden, config.latent_dim)),
+        decoder=networks.BernoulliDecoder(hidden, math.prod(shape)),
+        **gated_prior(config),
+    )
+
+
+def gated_conv(config: ConfigDict, shape: tuple[int, ...]) -> Networks:
+    """Gated convolutions and a Bernoulli decoder: Table 3's images."""
+    layers = networks.GatedConvEncoder.layers
+    if len(config.strides) != len(layers):
+        raise UserError(
+            f"config.model.strides wants {len(layers)} numbers, got {config.strides}"
+        )
+    return Networks(
+        encoder=networks.GatedConvEncoder(
+            config.latent_dim,
+            tuple(
+                (channels, size, stride)
+                for (channels, size, _), stride in zip(
+                    layers, config.strides, strict=True
+                )
+            ),
+            log_scale_range=tuple(config.log_scale_range),
+        ),
+        decoder=networks.GatedConvDecoder(shape),
+        **gated_prior(config),
+    )
+
+
+def gated_prior(config: ConfigDict) -> dict[str, nn.Module]:
+    """Gated fully connected q(zeta|z) and p(z|zeta)."""
+    hidden = tuple(config.prior_hidden)
+    return {
+        "prior_encoder": gated_normal(config, hidden, config.inner_dim),
+        "prior_decoder": gated_normal(config, hidden, config.latent_dim),
+    }
+
+
+def gated_normal(
+    config: ConfigDict, hidden: tuple[int, ...], features: int
+) -> nn.Module:
+    """A gated MLP onto a normal with a limited log-scale."""
+    limits = tuple(config.log_scale_range)
+    return networks.NormalMLP(hidden, features, gated=True, log_scale_range=limits)
+
+
+def build_init(
+    config: ConfigDict, model: VAE, dataset: Dataset
+) -> Callable[[PRNGKey], Params]:
+    """Draws all parameters, and sets those that start from statistics of the data."""
+    examples = dataset.train.examples
+
+    def principal(params: Params, key: PRNGKey) -> Params:
+        if config.initialisation != "looks_linear":
+            raise UserError("config.model.start=principal wants looks_linear networks")
+        components = networks.principal_components(examples, config.latent_dim)
+        scale = config.encoder_head_scale
+        return networks.start_principal(params, key, components, scale)
+
+    def centred(params: Params, key: PRNGKey) -> Params:
+        del key
+        flat = examples.reshape(len(examples), -1)
+        return networks.centre(params, flat.mean(axis=0, dtype="f8"))
+
+    def pseudo_inputs(params: Params, key: PRNGKey) -> Params:
+        mean, scale = (
+            examples.mean(axis=0, dtype="f8"),
+            examples.std(axis=0, dtype="f8"),
+        )
+        drawn = priors.init_pseudo_inputs(key, mean, scale, config.num_pseudo_inputs)
+        return params._replace(prior={"pseudo_inputs": drawn})
+
+    choices: dict[str, Callable[[Params, PRNGKey], Params]] = {
+        "principal": principal,
+        "centred": centred,
+        "random": lambda params, key: params,
+    }
+    starts = [choose("model.start", config.get("start", "random"), choices)]
+    if isinstance(model.prior, priors.VampPrior):
+        starts.append(pseudo_inputs)
+
+    def init_params(key: PRNGKey) -> Params:
+        key_init, key_start = jax.random.split(key)
+        params = model.init(key_init, examples.shape[1:])
+        for start in starts:
+            params = start(params, key_start)
+        return params
+
+    return init_params
 
 
 def build_objective(config: ConfigDict, model: VAE) -> objectives.Objective:
@@ -221,20 +361,18 @@ def build_beta_scheme(config: ConfigDict, steps_per_epoch: float) -> beta.BetaSc
 
 
 def build_optimizers(config: ConfigDict) -> training.OptimizerPair:
-    """Adam for both halves; the decoder's log-scale may have a rate of its own."""
+    """Adam for both halves; a decoder's log-scale may have a rate of its own."""
+    vae = optax.adam(config.learning_rate)
+    if "scale_learning_rate" in config:
+        ratio = config.scale_learning_rate / config.learning_rate
+        vae = optax.chain(vae, optax.masked(optax.scale(ratio), is_log_scale))
+    return training.OptimizerPair(vae, optax.adam(config.prior_learning_rate))
 
-    def is_log_scale(params: PyTree) -> PyTree:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: jax.tree_util.keystr(path).endswith("['log_scale']"), params
-        )
 
-    ratio = config.scale_learning_rate / config.learning_rate
-    return training.OptimizerPair(
-        vae=optax.chain(
-            optax.adam(config.learning_rate),
-            optax.masked(optax.scale(ratio), is_log_scale),
-        ),
-        prior=optax.adam(config.prior_learning_rate),
+def is_log_scale(params: PyTree) -> PyTree:
+    """Marks the leaves that are a decoder's log-scale."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path).endswith("['log_scale']"), params
     )
 
 

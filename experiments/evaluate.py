@@ -144,7 +144,7 @@ def main() -> None:
         )
     if FLAGS.num_samples < 1:
         raise cli.UsageError(f"--num_samples must be >= 1, got {FLAGS.num_samples}")
-    run, state, step = runs.restore(FLAGS.workdir)
+    run, _, stacked, step = runs.restore(FLAGS.workdir)
     dataset = run.experiment.dataset
     print(runs.banner(f"{dataset.name} ({dataset.source})", Path(FLAGS.workdir)))
     split = getattr(dataset, FLAGS.split)
@@ -156,7 +156,7 @@ def main() -> None:
             )
         split = Split(*(array[: FLAGS.num_examples] for array in split))
     several = len(run.seeds) > 1
-    for seed, params in zip(run.seeds, run.members(state.params), strict=True):
+    for seed, params in zip(run.seeds, run.members(stacked), strict=True):
         folder = Path(FLAGS.workdir) / "eval" / (f"seed_{seed}" if several else "")
         for name in FLAGS.metrics:
             began = time.monotonic()

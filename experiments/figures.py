@@ -11,19 +11,19 @@ from matplotlib.figure import Figure
 
 from experiments import runs
 from vhp_jax import beta, evaluation, graph, plotting
-from vhp_jax.training import TrainState
 from vhp_jax.types import Params
 
 save = plotting.save_figure
 
 
 def training_figures(
-    run: runs.Run, directory: runs.WorkDir, state: TrainState
+    run: runs.Run, directory: runs.WorkDir, stacked: Params
 ) -> Iterator[tuple[str, Figure]]:
     """Curves, latent space over training, regression and samples of the first seed."""
     lines = member_lines(directory, run.config.seed)
-    yield "history", plotting.plot_history(columns(lines))
-    params = next(run.members(state.params))
+    validation = validation_lines(directory, run.config.seed)
+    yield "history", plotting.plot_history(columns(lines), validation=validation)
+    params = next(run.members(stacked))
     planar = run.experiment.model.latent_dim == 2
     if planar and directory.snapshots():
         yield "latent_space", snapshot_figure(directory, run.config.seed)
@@ -33,6 +33,7 @@ def training_figures(
         figure = plotting.plot_regression({"test set": curve}, {"test set": fit.error})
         yield "regression", figure
     yield "samples", plotting.plot_image_grid(sample_images(run, params, 64, seed=0))
+    yield "reconstructions", reconstruction_figure(run, params)
 
 
 def member_lines(directory: runs.WorkDir, seed: int) -> list[dict]:
@@ -42,6 +43,21 @@ def member_lines(directory: runs.WorkDir, seed: int) -> list[dict]:
         for line in directory.metrics()
         if "split" not in line and line.get("seed", seed) == seed
     ]
+
+
+def validation_lines(
+    directory: runs.WorkDir, seed: int
+) -> dict[str, np.ndarray] | None:
+    """Validation lines of one seed as columns; None before the first."""
+    lines = [
+        line
+        for line in directory.metrics()
+        if line.get("split") == "validation" and line["seed"] == seed
+    ]
+    names = ("step", "distortion", "rate")
+    if not lines:
+        return None
+    return {name: np.array([line[name] for line in lines]) for name in names}
 
 
 def columns(lines: Sequence[dict]) -> dict[str, np.ndarray]:
@@ -109,9 +125,33 @@ def sample_images(
     with jax.default_matmul_precision("highest"):
         z = model.prior.sample(params, jax.random.key(seed), num_samples)
         images = np.asarray(model.reconstruct(params, z))
-    shape = run.experiment.dataset.train.examples.shape[1:]
-    images = images.reshape(num_samples, *shape)
-    return np.clip(images, 0.0, 1.0)
+    return np.clip(as_images(run, images), 0.0, 1.0)
+
+
+def as_images(run: runs.Run, flat: np.ndarray) -> np.ndarray:
+    """Examples [N, ...] as grey images [N, H, W], without an axis of one channel."""
+    height, width, *_ = run.experiment.dataset.train.examples.shape[1:]
+    return np.asarray(flat).reshape(-1, height, width)
+
+
+def reconstruction_figure(
+    run: runs.Run, params: Params, rows: int = 4, across: int = 12
+) -> Figure:
+    """Rows of test images, each above its reconstruction through the posterior mean."""
+    examples = run.experiment.dataset.test.examples[: rows * across]
+    model = run.experiment.model
+    with jax.default_matmul_precision("highest"):
+        codes = evaluation.encode_dataset(model, params, examples)
+        decoded = model.reconstruct(params, jnp.asarray(codes.mean))
+    across = min(across, len(examples))
+    pairs = [
+        part[start : start + across]
+        for start in range(0, len(examples) - across + 1, across)
+        for part in (as_images(run, examples), as_images(run, np.asarray(decoded)))
+    ]
+    images = np.clip(np.concatenate(pairs), 0.0, 1.0)
+    title = "test images above their reconstructions"
+    return plotting.plot_image_grid(images, title, columns=across)
 
 
 def beta_surfaces(nu: float = 1.0, tau: float = 3.0) -> Figure:
@@ -159,7 +199,7 @@ class Interpolation:
         self.frames = []
         for path in self.paths:
             decoded = model.reconstruct(params, jnp.asarray(path.points, jnp.float32))
-            self.frames.append(np.asarray(decoded).reshape(-1, *examples.shape[1:]))
+            self.frames.append(as_images(run, np.asarray(decoded)))
         self.jumps = [graph.find_jumps(frames) for frames in self.frames]
 
     def panel(self, title: str) -> plotting.GraphPanel:
@@ -174,8 +214,13 @@ class Interpolation:
 
 
 def default_pair(run: runs.Run) -> tuple[int, int]:
-    """Test examples whose targets are nearest to the config's end points."""
+    """Test examples whose targets are nearest to the config's end points.
+
+    Without targets, the first two.
+    """
     targets = run.experiment.dataset.test.targets
+    if run.experiment.dataset.target_kind == "none":
+        return 0, 1
     if run.experiment.dataset.target_kind == "angle":
 
         def distance(target: float) -> np.ndarray:

@@ -65,13 +65,13 @@ def main() -> None:
     """Interpolates as the flags say."""
     if not FLAGS.workdir:
         raise cli.UsageError("--workdir=DIR is missing: the directory of a run")
-    run, state, _ = runs.restore(FLAGS.workdir)
+    run, _, stacked, _ = runs.restore(FLAGS.workdir)
     dataset = run.experiment.dataset
     workdir = Path(FLAGS.workdir)
     print(runs.banner(f"{dataset.name} ({dataset.source})", workdir))
     if len(run.seeds) > 1:
         print(f"seed {run.seeds[0]}, the first of {len(run.seeds)}")
-    params = next(run.members(state.params))
+    params = next(run.members(stacked))
     interpolation = figures.Interpolation(run, params, chosen_pairs(run), FLAGS.seed)
     strips, jumps = {}, {}
     for pair, path, frames, jump in zip(

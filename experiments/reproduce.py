@@ -192,8 +192,8 @@ def measure(name: str, num_seeds: int | None = None) -> dict[str, Any]:
     fits, summaries = [], []
     for number in done:
         runs.check_config(folder(name, number), row.resolved(number))
-        run, state, _ = runs.restore(folder(name, number))
-        fits.append(figures.test_regression(run, state.params))
+        run, _, params, _ = runs.restore(folder(name, number))
+        fits.append(figures.test_regression(run, params))
         summaries.append(runs.read_json(folder(name, number) / "summary.json"))
     errors = np.array([fit.error for fit in fits])
     spread = errors.std(ddof=1) / math.sqrt(len(errors)) if len(errors) > 1 else None
@@ -287,9 +287,9 @@ def interpolations(names: list[str]) -> dict[str, figures.Interpolation]:
     """Paths from 0 to 180 degrees for seed 1 of each row."""
     found = {}
     for name in names:
-        run, state, _ = restored(name)
+        run, _, params, _ = restored(name)
         pair = figures.default_pair(run)
-        found[name] = figures.Interpolation(run, state.params, [pair], seed=0)
+        found[name] = figures.Interpolation(run, params, [pair], seed=0)
     return found
 
 
@@ -309,8 +309,8 @@ def fig15() -> dict[str, Figure]:
         if not is_complete(folder(name, 1)):
             print(f"{name}: not run, not drawn")
             continue
-        run, state, _ = restored(name)
-        angle, arcsine, fit = figures.quarter_circle(run, state.params)
+        run, _, params, _ = restored(name)
+        angle, arcsine, fit = figures.quarter_circle(run, params)
         quarter[name], errors[name] = (angle, arcsine), fit.error
         whole[name] = (run.experiment.dataset.test.targets, fit.fitted)
     return {
@@ -323,11 +323,11 @@ def fig18() -> dict[str, Figure]:
     """Posterior and prior of REWO, GECO and IWAE at the end of training."""
     panels = {}
     for name in COMPARED:
-        run, state, step = restored(name)
+        run, _, params, step = restored(name)
         split = run.experiment.dataset.test
         model = run.experiment.model
-        codes = evaluation.encode_dataset(model, state.params, split.examples)
-        drawn = model.prior.sample(state.params, jax.random.key(0), len(split.examples))
+        codes = evaluation.encode_dataset(model, params, split.examples)
+        drawn = model.prior.sample(params, jax.random.key(0), len(split.examples))
         panels[name] = plotting.Snapshot(
             step, codes.mean, codes.scale, np.asarray(drawn), split.targets
         )

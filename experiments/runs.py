@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -27,8 +28,9 @@ from experiments import build, cli
 from vhp_jax import evaluation, training
 from vhp_jax.checkpoints import Checkpointer
 from vhp_jax.training import StepMetrics, TrainState
-from vhp_jax.types import PyTree
+from vhp_jax.types import Params, PyTree
 
+BEST = "best"  # beside checkpoints/: the parameters of the best validation
 LINE_SECONDS = 5.0  # plain progress lines are at least this far apart
 PHASES = {True: "initial", False: "main"}
 
@@ -201,9 +203,12 @@ class Run:
         """The compiled loop over steps, for as many seeds as the run has."""
         experiment, batch_size = self.experiment, self.config.train.batch_size
         step = training.make_train_step(
-            experiment.objective, experiment.beta_scheme, experiment.optimizers
+            experiment.objective,
+            experiment.beta_scheme,
+            experiment.optimizers,
+            self.config.train.average_decay,
         )
-        loop = training.make_train_loop(step, batch_size)
+        loop = training.make_train_loop(step, batch_size, experiment.draw_batch)
         return training.jit_train_loop(loop, num_seeds=len(self.seeds))
 
     def initial_state(self) -> TrainState:
@@ -215,6 +220,7 @@ class Run:
                 self.experiment.init_params,
                 self.experiment.optimizers,
                 self.experiment.beta_scheme,
+                keep_average=self.config.train.average_decay > 0.0,
             )
 
         keys = [jax.random.key(seed) for seed in self.seeds]
@@ -239,11 +245,14 @@ class Restored(NamedTuple):
     Attributes:
       run: the experiment, built anew.
       state: the newest whole checkpoint.
-      step: of that checkpoint.
+      params: what is evaluated: the best parameters of a run that is stopped early,
+        else those of the checkpoint; stacked over seeds if there are several.
+      step: at which `params` were reached.
     """
 
     run: Run
     state: TrainState
+    params: Params
     step: int
 
 
@@ -263,11 +272,15 @@ def restore(workdir: str | os.PathLike[str]) -> Restored:
         ) from None
     like = jax.eval_shape(run.initial_state)
     with Checkpointer(path / "checkpoints") as checkpointer:
-        found = checkpointer.restore_latest(like)
-    if found is None:
+        newest = checkpointer.restore_latest(like)
+    if newest is None:
         raise cli.UserError(f"{path} holds no checkpoint yet")
-    step, state = found
-    return Restored(run, state, step)
+    step, state = newest
+    with Checkpointer(path / BEST) as checkpointer:
+        best = checkpointer.restore_latest(like.eval_params)
+    if best is not None:
+        return Restored(run, state, best[1], best[0])
+    return Restored(run, state, state.eval_params, step)
 
 
 def banner(run_source: str, workdir: Path) -> str:
@@ -333,6 +346,7 @@ class _Trainer:
         self.state = self._resume_or_start()
         self.loop = run.train_loop()
         self.step = int(np.max(np.asarray(self.state.step)))
+        self.best_step, self.best_bound = self._best_so_far()
 
     def _resume_or_start(self) -> TrainState:
         state = self.run_.initial_state()
@@ -354,6 +368,27 @@ class _Trainer:
         print(f"resuming at step {step} of {self.run_.config.train.num_steps}")
         return state
 
+    def _best_so_far(self) -> tuple[int, float]:
+        """Step and value of the best validation; (0, -inf) before the first."""
+        with Checkpointer(self.directory.path / BEST) as best:
+            steps = best.steps()
+        values = {
+            line["step"]: -line["distortion"] - line["rate"]
+            for line in self.directory.metrics()
+            if line.get("split") == "validation"
+        }
+        if steps and steps[-1] in values:
+            return steps[-1], values[steps[-1]]
+        # Ahead of the checkpoint that could be read: it will be computed again.
+        shutil.rmtree(self.directory.path / BEST, ignore_errors=True)
+        return 0, -math.inf
+
+    def out_of_patience(self) -> bool:
+        """Whether the last `patience` validations were all worse than one before."""
+        config = self.run_.config.train
+        waited = self.step // config.eval_every - self.best_step // config.eval_every
+        return 0 < config.patience <= waited and self.best_step > 0
+
     def seconds(self) -> float:
         """Wall-clock seconds of this run, earlier parts included."""
         return self.earlier_seconds + time.monotonic() - self.start
@@ -364,7 +399,7 @@ class _Trainer:
         data = jnp.asarray(self.run_.experiment.dataset.train.examples)
         self._check_phase()  # a run that gave up gives up again
         with Progress(config.num_steps, self.step) as progress:
-            while self.step < config.num_steps:
+            while self.step < config.num_steps and not self.out_of_patience():
                 if stop.signum is not None or time.monotonic() >= deadline:
                     self.save()
                     progress.note(f"stopped at step {self.step}, checkpoint written")
@@ -385,6 +420,11 @@ class _Trainer:
                 if self.step % config.checkpoint_every == 0:
                     self.save()
             self.save()
+            if self.out_of_patience():
+                progress.note(
+                    f"no better validation bound than {self.best_bound:.2f} of step "
+                    f"{self.best_step}: stopped at step {self.step}"
+                )
         return True
 
     def _log(
@@ -470,10 +510,10 @@ class _Trainer:
 
     def validate(self, progress: "Progress") -> None:
         """Adds a validation line per seed."""
-        experiment = self.run_.experiment
+        experiment, config = self.run_.experiment, self.run_.config.train
         split = experiment.dataset.validation
         for seed, params in zip(
-            self.run_.seeds, self.run_.members(self.state.params), strict=True
+            self.run_.seeds, self.run_.members(self.state.eval_params), strict=True
         ):
             # The same draws at every validation, and none that training uses.
             key = jax.random.fold_in(jax.random.key(seed), 1_000_000)
@@ -508,13 +548,29 @@ class _Trainer:
                 f"step {self.step} validation: distortion {measured.distortion:.2f}, "
                 f"rate {measured.rate:.3f}{angle}"
             )
+            if (
+                config.patience
+                and -measured.distortion - measured.rate > self.best_bound
+            ):
+                self.keep_best(-measured.distortion - measured.rate)
+
+    def keep_best(self, bound: float) -> None:
+        """Keeps the evaluated parameters of this step in best/.
+
+        The checkpoint of the same step comes first, so that a run that is resumed is
+        never behind its best parameters.
+        """
+        self.save()
+        with Checkpointer(self.directory.path / BEST, max_to_keep=1) as best:
+            best.save(self.step, self.state.eval_params)
+        self.best_step, self.best_bound = self.step, bound
 
     def snapshot(self) -> None:
         """Keeps posterior and prior of this step for Fig. 2."""
         experiment = self.run_.experiment
         split = experiment.dataset.validation
         parts = []
-        for params in self.run_.members(self.state.params):
+        for params in self.run_.members(self.state.eval_params):
             codes = evaluation.encode_dataset(experiment.model, params, split.examples)
             drawn = experiment.model.prior.sample(
                 params, jax.random.key(self.step), len(split.examples)
@@ -533,9 +589,8 @@ class _Trainer:
         """Draws the figures and writes summary.json, last of all."""
         from experiments import figures
 
-        for name, figure in figures.training_figures(
-            self.run_, self.directory, self.state
-        ):
+        params = restore(self.directory.path).params
+        for name, figure in figures.training_figures(self.run_, self.directory, params):
             figures.save(figure, self.directory.path / "figures" / f"{name}.png")
         lines = self.directory.metrics()
         seconds = self.seconds()
@@ -547,6 +602,7 @@ class _Trainer:
         summary = {
             "completed": True,
             "step": self.step,
+            "best_step": self.best_step if config.patience else None,
             "final_metrics": [line for line in lines if line["step"] == self.step],
             "parameters": num_parameters,
             "seed": self.run_.config.seed,

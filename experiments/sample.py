@@ -22,13 +22,13 @@ def main() -> None:
         raise cli.UsageError("--workdir=DIR is missing: the directory of a run")
     if FLAGS.num_samples < 1:
         raise cli.UsageError(f"--num_samples must be >= 1, got {FLAGS.num_samples}")
-    run, state, _ = runs.restore(FLAGS.workdir)
+    run, _, stacked, _ = runs.restore(FLAGS.workdir)
     dataset = run.experiment.dataset
     workdir = Path(FLAGS.workdir)
     print(runs.banner(f"{dataset.name} ({dataset.source})", workdir))
     if len(run.seeds) > 1:
         print(f"seed {run.seeds[0]}, the first of {len(run.seeds)}")
-    params = next(run.members(state.params))
+    params = next(run.members(stacked))
     images = figures.sample_images(run, params, FLAGS.num_samples, FLAGS.seed)
     figures.save_all({"samples": plotting.plot_image_grid(images)}, workdir / "figures")
 

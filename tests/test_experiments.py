@@ -536,7 +536,7 @@ def test_table1_reports_what_is_complete(finished, tmp_path, monkeypatch):
     table = read(tmp_path / "results" / "table1.json")
     rows = {row["name"]: row for row in table["rows"]}
     row = rows.pop("VHP + REWO")
-    run, state, _ = runs.restore(finished)
+    run, state, _, _ = runs.restore(finished)
     error = figures.test_regression(run, state.params).error
     assert row["seeds"] == [row["mean"]] == [pytest.approx(error)]
     assert (row["seed_numbers"], row["steps"]) == ([1], 4)

@@ -86,6 +86,11 @@ class Bernoulli(NamedTuple):
         return jnp.sum(value * self.logits - jax.nn.softplus(self.logits), axis=-1)
 
 
+def draw_binary(key: PRNGKey, means: Float[Array, "*batch D"]) -> Array:
+    """One draw of independent binary pixels, float32 0 or 1, shaped as their means."""
+    return jax.random.bernoulli(key, means).astype(means.dtype)
+
+
 def standard_normal_log_prob(value: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
     """Log-density of N(0, I) in nats, summed over the last axis."""
     return -0.5 * jnp.sum(jnp.square(value) + _LOG_2PI, axis=-1)

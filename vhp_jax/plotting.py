@@ -572,7 +572,11 @@ def plot_quarter_circle(
 
 
 @_styled
-def plot_history(metrics: Mapping[str, ArrayLike], title: str = "") -> Figure:
+def plot_history(
+    metrics: Mapping[str, ArrayLike],
+    title: str = "",
+    validation: Mapping[str, ArrayLike] | None = None,
+) -> Figure:
     """Draws the course of training: distortion, rate, constraint, beta.
 
     Args:
@@ -581,6 +585,8 @@ def plot_history(metrics: Mapping[str, ArrayLike], title: str = "") -> Figure:
             `kappa_squared`), `beta`; `initial_phase` (bool) shades the first phase.
             A panel for each that is there; other names are left alone.
         title: of the whole figure.
+        validation: `step`, `distortion` and `rate` of the validation split, drawn over
+            those of training.
 
     Returns:
         The figure. Axes of distortion and rate show the bulk of the values: a burst
@@ -618,6 +624,10 @@ def plot_history(metrics: Mapping[str, ArrayLike], title: str = "") -> Figure:
         ax.set_title(_HISTORY[name])
         if name in ("distortion", "rate"):
             ax.set_ylim(*_bulk(columns[name]))
+            if validation is not None and len(np.asarray(validation["step"])):
+                at, values = _pair(name, (validation["step"], validation[name]))
+                ax.plot(at, values, color=_RED, linewidth=1.2, label="validation")
+                ax.legend()
         elif name == "constraint":
             ax.set_yscale("log")
             if "kappa_squared" in columns:
@@ -635,12 +645,15 @@ def plot_history(metrics: Mapping[str, ArrayLike], title: str = "") -> Figure:
 
 
 @_styled
-def plot_image_grid(images: ArrayLike, title: str = "") -> Figure:
-    """Draws images in a near-square grid, row by row.
+def plot_image_grid(
+    images: ArrayLike, title: str = "", columns: int | None = None
+) -> Figure:
+    """Draws images in a grid, row by row.
 
     Args:
         images: [N, H, W] in [0, 1].
         title: of the whole figure.
+        columns: images in a row; as many as rows where not given.
 
     Returns:
         The figure; its single image has the tiles, a white line between them.
@@ -651,7 +664,7 @@ def plot_image_grid(images: ArrayLike, title: str = "") -> Figure:
     images = _array("images", images, 3)
     _want_some("images", images)
     num, height, width = images.shape
-    columns = int(np.ceil(np.sqrt(num)))
+    columns = columns or int(np.ceil(np.sqrt(num)))
     rows = -(-num // columns)
     gap = max(1, width // 16)
     tiles = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap))

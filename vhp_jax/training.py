@@ -19,6 +19,8 @@ from vhp_jax.beta import BetaScheme, BetaState
 from vhp_jax.objectives import Objective, lagrangian
 from vhp_jax.types import Counter, Examples, Flag, Params, PRNGKey, PyTree, Scalar
 
+DrawBatch = Callable[[PRNGKey, Examples], Examples]
+
 
 class OptimizerPair(NamedTuple):
     """Optimisers of the two halves of the problem.
@@ -49,6 +51,7 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: moments of both optimisers.
       beta_state: beta, C_hat and the phase.
       key: base key; the keys of a step are folded in from `step`, so it never changes.
+      average: running average of `params`, None where none is kept.
     """
 
     step: Counter
@@ -56,6 +59,12 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: OptimizerState
     beta_state: BetaState
     key: PRNGKey
+    average: Params | None = None
+
+    @property
+    def eval_params(self) -> Params:
+        """What is evaluated: the average where one is kept, else the parameters."""
+        return self.params if self.average is None else self.average
 
 
 class StepMetrics(NamedTuple):
@@ -87,6 +96,7 @@ def init_state(
     init_params: Callable[[PRNGKey], Params],
     optimizers: OptimizerPair,
     beta_scheme: BetaScheme,
+    keep_average: bool = False,
 ) -> TrainState:
     """Draws the parameters and starts the optimisers and the beta scheme.
 
@@ -95,6 +105,7 @@ def init_state(
       init_params: draws the parameters from a key.
       optimizers: see `OptimizerPair`.
       beta_scheme: any of `vhp_jax.beta`.
+      keep_average: whether `make_train_step` is to keep a running average.
     """
     key_init, key_train = jax.random.split(key)
     params = init_params(key_init)
@@ -107,11 +118,16 @@ def init_state(
         ),
         beta_state=beta_scheme.init(),
         key=key_train,
+        # A copy: a donated state must not hold one buffer twice.
+        average=jax.tree.map(jnp.copy, params) if keep_average else None,
     )
 
 
 def make_train_step(
-    objective: Objective, beta_scheme: BetaScheme, optimizers: OptimizerPair
+    objective: Objective,
+    beta_scheme: BetaScheme,
+    optimizers: OptimizerPair,
+    average_decay: float = 0.0,
 ) -> TrainStep:
     """One iteration of Alg. 1.
 
@@ -119,6 +135,9 @@ def make_train_step(
       objective: per-example terms of a batch.
       beta_scheme: sets beta from the batch mean of C before the gradient is taken.
       optimizers: of (theta, phi) and of (Theta, Phi).
+      average_decay: weight of the past in the running average of the parameters
+        (Polyak and Juditsky, 1992), where the state keeps one. The first steps take
+        (1 + t) / (10 + t) where that is smaller, so that the start is soon forgotten.
 
     Returns:
       `train_step(state, key, x) -> (state, metrics)`, to be jitted by the caller.
@@ -172,15 +191,30 @@ def make_train_step(
             state.params.prior,
             state.opt_state.prior,
         )
+        params = Params(encoder, decoder, prior)
         state = state.replace(
             step=state.step + 1,
-            params=Params(encoder, decoder, prior),
+            params=params,
             opt_state=OptimizerState(vae_opt, prior_opt),
             beta_state=beta_state,
+            average=update_average(state.average, params, state.step, average_decay),
         )
         return state, metrics
 
     return train_step
+
+
+def update_average(
+    average: Params | None, params: Params, step: Counter, decay: float
+) -> Params | None:
+    """One step of the running average A <- d A + (1 - d) params.
+
+    d = min(decay, (1 + t) / (10 + t)) at step t, from 0.
+    """
+    if average is None:
+        return None
+    weight = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: new + weight * (old - new), average, params)
 
 
 def batch_indices(
@@ -219,12 +253,16 @@ def batch_indices(
     return stream.reshape(num_steps, batch_size)
 
 
-def make_train_loop(train_step: TrainStep, batch_size: int) -> TrainLoop:
+def make_train_loop(
+    train_step: TrainStep, batch_size: int, draw_batch: DrawBatch | None = None
+) -> TrainLoop:
     """Compiles `train_step` into a scan over many steps.
 
     Args:
       train_step: from `make_train_step`.
       batch_size: B.
+      draw_batch: makes the training examples of a step from the stored ones and a key
+        of that step's own, such as binary draws of Bernoulli means; None leaves them.
 
     Returns:
       `train_loop(state, data, num_steps) -> (state, metrics)`: `state` is donated,
@@ -235,7 +273,7 @@ def make_train_loop(train_step: TrainStep, batch_size: int) -> TrainLoop:
     def train_loop(
         state: TrainState, data: Float[Array, "N *example"], num_steps: int
     ) -> tuple[TrainState, StepMetrics]:
-        key_order, key_steps = jax.random.split(state.key)
+        key_order, key_steps, key_draws = jax.random.split(state.key, 3)
         indices = batch_indices(
             key_order, state.step, num_steps, batch_size, data.shape[0]
         )
@@ -243,8 +281,11 @@ def make_train_loop(train_step: TrainStep, batch_size: int) -> TrainLoop:
         def body(
             state: TrainState, batch: Int[Array, "B"]
         ) -> tuple[TrainState, StepMetrics]:
+            x = data[batch]
+            if draw_batch is not None:
+                x = draw_batch(jax.random.fold_in(key_draws, state.step), x)
             key = jax.random.fold_in(key_steps, state.step)
-            return train_step(state, key, data[batch])
+            return train_step(state, key, x)
 
         return lax.scan(body, state, indices)
 

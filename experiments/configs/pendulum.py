@@ -28,10 +28,12 @@ def get_config() -> ConfigDict:
     config.data.amplitude = 0.5
 
     config.model = ConfigDict()
+    config.model.network = "relu_mlp"  # with a Gaussian decoder
     config.model.latent_dim = 2  # z
     config.model.inner_dim = 2  # zeta
     config.model.hidden = (256, 256, 256, 256)  # of all four networks
-    config.model.prior = "vhp"  # or standard_normal
+    config.model.prior = "vhp"  # or vamp, standard_normal
+    config.model.num_pseudo_inputs = 500  # of vamp
     config.model.initialisation = "looks_linear"  # or he
     config.model.start = "principal"  # the linear VAE's optimum; or centred, random
     config.model.encoder_head_scale = 0.3
@@ -64,6 +66,8 @@ def get_config() -> ConfigDict:
     config.train.learning_rate = 1e-4  # Adam, theta and phi
     config.train.prior_learning_rate = 1e-4  # Adam, Theta and Phi
     config.train.scale_learning_rate = 1e-3  # Adam, the decoder's log-scale
+    config.train.average_decay = 0.0  # of the parameters that are evaluated; 0: none
+    config.train.patience = 0  # validations without a better bound; 0: never stop
     config.train.log_every = 100  # steps
     config.train.eval_every = 1_000
     config.train.checkpoint_every = 1_000

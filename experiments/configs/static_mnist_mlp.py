@@ -1,0 +1,22 @@
+"""Static MNIST, VHP + REWO with the two-layer gated MLP of the peers: 300 units, 40 z.
+
+Command:   python -m experiments.train --config=static_mnist_mlp
+Hardware:  2 CPU cores
+Expected:  see results/table2_mlp.md
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import static_mnist
+
+
+def get_config() -> ConfigDict:
+    """Returns `static_mnist` with fully connected networks."""
+    config = static_mnist.get_config()
+    config.model.network = "gated_mlp"
+    del config.model.strides
+    config.model.hidden = (300, 300)  # gated, of q(z|x) and p(x|z)
+    config.model.prior_hidden = (300, 300)
+    config.model.latent_dim = 40
+    config.model.inner_dim = 40
+    return config

@@ -6,8 +6,10 @@ Metrics: nll (importance-sampled negative log-likelihood), rate_distortion,
 active_units, ols (regression of the angle, pendulum only).
 """
 
+import hashlib
 import math
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which split
 flags.DEFINE_integer("seed", 0, "Seed of the evaluation's own draws.")
 
 Result = dict[str, Any]
+NLL_PART = 500  # examples between two looks at the disk
 
 
 def key_for(metric: str) -> PRNGKey:
@@ -39,32 +42,91 @@ def key_for(metric: str) -> PRNGKey:
 
 
 def nll(run: runs.Run, params: Params, split: Split, folder: Path) -> Result:
-    """-log p(x) with S joint importance samples: Table 2."""
-    began = time.monotonic()
-
-    def progress(done: int) -> None:
-        left = (time.monotonic() - began) * (len(split.examples) - done) / done
-        print(f"nll: {done}/{len(split.examples)} examples, {left:.0f} s left")
-
-    result = evaluation.log_likelihood(
-        run.experiment.model,
-        params,
-        key_for("nll"),
-        split.examples,
-        FLAGS.num_samples,
-        progress=progress,
-    )
-    runs.write_npz(folder / "nll.npz", **result._asdict())
-    values = -result.log_likelihood
-    known = result.pareto_k[np.isfinite(result.pareto_k)]
+    """-log p(x) with S joint importance samples: Table 2. Goes on after a kill."""
+    began, num_examples = time.monotonic(), len(split.examples)
+    parts = _Parts(folder / "nll.partial.npz", _fingerprint(params, split))
+    first = parts.done
+    if first:
+        print(f"nll: going on after {first} of {num_examples} examples")
+    for start in range(first, num_examples, NLL_PART):
+        result = evaluation.log_likelihood(
+            run.experiment.model,
+            params,
+            key_for("nll"),
+            split.examples[start : start + NLL_PART],
+            FLAGS.num_samples,
+            first=start,
+        )
+        parts.add(
+            log_likelihood=result.log_likelihood,
+            effective_sample_size=result.effective_sample_size,
+            pareto_k=result.pareto_k,
+        )
+        pace = (time.monotonic() - began) / (parts.done - first)
+        print(
+            f"nll: {parts.done}/{num_examples} examples, {-parts.mean():.3f} nats so "
+            f"far, {pace * (num_examples - parts.done):.0f} s left",
+            flush=True,
+        )
+    arrays = parts.arrays
+    runs.write_npz(folder / "nll.npz", **arrays, num_samples=FLAGS.num_samples)
+    parts.path.unlink(missing_ok=True)
+    values, k = -arrays["log_likelihood"], arrays["pareto_k"]
+    known = k[np.isfinite(k)]
     return {
         "value": values.mean(),
         "stderr": values.std(ddof=1) / math.sqrt(len(values)),
-        "num_samples": result.num_samples,
+        "num_samples": FLAGS.num_samples,
         "estimator": "one joint (z, zeta) pair per importance weight, nats per example",
-        "mean_effective_sample_size": result.effective_sample_size.mean(),
+        "mean_effective_sample_size": arrays["effective_sample_size"].mean(),
         "pareto_k_share_above_0.7": (known > 0.7).mean() if len(known) else None,
     }
+
+
+def _fingerprint(params: Params, split: Split) -> str:
+    """Of all that an estimate depends on."""
+    digest = hashlib.sha256(f"{FLAGS.num_samples} {FLAGS.seed}".encode())
+    for array in (*jax.tree.leaves(params), split.examples):
+        digest.update(np.asarray(array).tobytes())
+    return digest.hexdigest()
+
+
+class _Parts:
+    """Per-example results that are kept on disk while the others are computed.
+
+    Attributes:
+      path: of the file.
+      arrays: what there is so far.
+    """
+
+    def __init__(self, path: Path, fingerprint: str):
+        self.path = path
+        self.arrays: dict[str, np.ndarray] = {}
+        self._fingerprint = fingerprint
+        try:
+            with np.load(path) as found:
+                arrays = dict(found)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return
+        if str(arrays.pop("fingerprint", "")) == fingerprint:
+            self.arrays = arrays
+
+    @property
+    def done(self) -> int:
+        """Number of examples."""
+        return len(self.arrays.get("log_likelihood", ()))
+
+    def mean(self) -> float:
+        """Mean log-likelihood so far, nats."""
+        return float(self.arrays["log_likelihood"].mean())
+
+    def add(self, **arrays: np.ndarray) -> None:
+        """Appends the next examples and writes the file anew."""
+        for name, new in arrays.items():
+            self.arrays[name] = np.append(self.arrays.get(name, new[:0]), new)
+        runs.write_npz(
+            self.path, **self.arrays, fingerprint=np.array(self._fingerprint)
+        )
 
 
 def rate_distortion(

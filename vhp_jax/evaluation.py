@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from vhp_jax.distributions import kl_to_standard_normal
@@ -391,23 +392,27 @@ def log_likelihood(
     x: np.ndarray,
     num_samples: int = 5000,
     batch_size: int = 100,
-    chunk_size: int = 100,
+    chunk_size: int = 10,
+    first: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> LogLikelihood:
     """Log p(x) = log E_q[w] estimated with S joint samples per example (Table 2).
 
     Each example is encoded once; samples are drawn on the device in chunks, weighed,
     and streamed into a log-sum-exp, in float32 and at the highest matrix-product
-    precision. Memory does not grow with S nor with N; one host sync a batch.
+    precision. Memory does not grow with S nor with N; one host sync a batch. Each batch
+    is shared out over all local devices.
 
     Args:
       model: the VAE.
       params: its parameters.
-      key: PRNG key; example i uses fold_in(key, i).
+      key: PRNG key; example i of the whole set uses fold_in(key, i), so that the result
+        does not depend on how the set is cut.
       x: float32 [N, *example].
       num_samples: S.
-      batch_size: examples per compiled call.
+      batch_size: examples per compiled call, rounded up to a multiple of the devices.
       chunk_size: samples per example and step of the inner scan.
+      first: position of x[0] in the whole set, where x is a part of it.
       progress: called with the number of examples done, after each batch.
 
     Raises:
@@ -416,12 +421,18 @@ def log_likelihood(
     finite = np.isfinite(x.reshape(len(x), -1)).all(axis=1)
     if not finite.all():
         raise ValueError(f"x must be finite, example {int(np.argmin(finite))} is not")
+    devices = jax.local_devices()
     batch_size, chunk_size = min(batch_size, len(x)), min(chunk_size, num_samples)
+    batch_size = -(-batch_size // len(devices)) * len(devices)
+    mesh = jax.sharding.Mesh(np.array(devices), ("examples",))
+    shared_out = NamedSharding(mesh, PartitionSpec("examples"))
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     fold = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
     parts = []
     done = 0
     for batch, count in _batches(x, batch_size):
-        keys = fold(key, jnp.arange(done, done + batch_size))
+        keys = fold(key, jnp.arange(first + done, first + done + batch_size))
+        keys, batch = jax.device_put((keys, batch), shared_out)
         sums = _weight_sums(model, params, keys, batch, num_samples, chunk_size)
         parts.append([np.asarray(field, np.float64)[:count] for field in sums])
         done += count

@@ -9,15 +9,16 @@ Runs live in --workdir and are resumed; results/TARGET.json (and TARGET.md
 for a table, results/figures/*.png for a figure) are written anew from what is complete
 there. A row that is not complete stands as "not run".
 
-Targets: table1, table1_plain, ablation; fig1, fig2, fig3, fig4, fig12, fig13, fig14,
-fig15, fig16, fig18 by their numbers in the arXiv version, and fig10 of the later one.
+Targets: table1, table1_plain, ablation; table2 (the paper's networks, for a GPU),
+table2_mlp (the peers' MLP on static MNIST, for a CPU); fig1, fig2, fig3, fig4, fig12,
+fig13, fig14, fig15, fig16, fig18, fig20, fig21 by their numbers in the arXiv version,
+and fig10 of the later one.
 """
 
 import dataclasses
 import math
-import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,125 +26,21 @@ import jax
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
-from ml_collections import ConfigDict
 
-from experiments import cli, figures, runs
+from experiments import cli, figures, metrics, runs, tables
+from experiments.tables import TABLES, Row, Table
 from vhp_jax import evaluation, plotting
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("target", None, "What to reproduce, see above.")
 flags.DEFINE_float("budget_minutes", math.inf, "Stop training after so many minutes.")
 flags.DEFINE_list("rows", None, "Only these rows, by name.")
+flags.DEFINE_list("datasets", None, "Only these data sets (table2).")
 flags.DEFINE_integer(
-    "num_seeds", 3, "Seeds per row of a table: 1, 2, ... Figures take the first."
+    "num_seeds", None, "Seeds per row of a table: 1, 2, ... Figures take the first."
 )
 flags.DEFINE_string("workdir", "runs", "Where the runs are.")
 flags.DEFINE_string("output", "results", "Where the results go.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One row of a table: a config with overrides.
-
-    Attributes:
-      config: name of the config.
-      overrides: dotted key -> value, as on the command line.
-      paper: the paper's number, None if it gives none.
-    """
-
-    config: str
-    overrides: Mapping[str, str]
-    paper: float | None = None
-
-    def resolved(self, seed: int) -> ConfigDict:
-        """The config of one seed."""
-        return cli.load_config(
-            self.config, [*self.overrides.items(), ("seed", str(seed))]
-        )
-
-    def command(self, seed: str) -> str:
-        """A command line that repeats the row."""
-        pairs = [*self.overrides.items(), ("seed", seed)]
-        words = [f"--config.{key}={value}" for key, value in pairs]
-        return shlex.join(
-            ["python", "-m", "experiments.train", f"--config={self.config}", *words]
-        )
-
-
-GECO = {"beta.scheme": "geco", "beta.init": "1.0"}
-BOUND = {"beta.scheme": "constant", "beta.init": "1.0"}
-WARM_UP = {"beta.scheme": "warm_up"}
-WARM_UP_200 = WARM_UP | {
-    "beta.warm_up_epochs": "200",
-    "train.num_steps": "48000",
-    "train.snapshot_steps": "1000,12000,24000,48000",
-}
-IWAE = BOUND | {"objective.name": "iwae", "model.prior": "standard_normal"}
-# What most code does where the paper is silent: see docs/pendulum.md.
-PLAIN = {
-    "model.initialisation": "he",
-    "model.start": "random",
-    "model.encoder_head_scale": "1.0",
-    "model.decoder_head_scale": "1.0",
-    "model.posterior_scale_init": "1.0",
-    "model.prior_encoder_scale_init": "1.0",
-    "model.prior_decoder_head_scale": "1.0",
-    "model.prior_decoder_scale_init": "1.0",
-}
-
-TABLES: dict[str, dict[str, Row]] = {
-    # The paper's Table 1, and the variants of its appendices.
-    "table1": {
-        "VHP + REWO": Row("pendulum", {}, 0.054),
-        "VHP + GECO": Row("pendulum", GECO, 0.53),
-        "VHP": Row("pendulum", BOUND, 0.49),
-        "VHP + WU (20 epochs)": Row("pendulum", WARM_UP, 0.20),
-        "VHP + WU (200 epochs)": Row("pendulum", WARM_UP_200, 0.31),
-        "VHP + REWO (App. B.1)": Row("pendulum", {"beta.scheme": "rewo_alternative"}),
-        "VHP + REWO (K = 1)": Row("pendulum", {"objective.num_samples": "1"}),
-        "IWAE (L=1)": Row("pendulum", IWAE),
-    },
-    # The same data and schemes from a plain initialisation.
-    "table1_plain": {
-        "VHP + REWO (plain)": Row("pendulum", PLAIN, 0.054),
-        "VHP + GECO (plain)": Row("pendulum", PLAIN | GECO, 0.53),
-        "VHP (plain)": Row("pendulum", PLAIN | BOUND, 0.49),
-        "VHP + WU (20 epochs) (plain)": Row("pendulum", PLAIN | WARM_UP, 0.20),
-    },
-    # VHP + REWO with one choice at a time put back.
-    "ablation": {
-        "centred start": Row("pendulum", {"model.start": "centred"}),
-        "random start": Row("pendulum", {"model.start": "random"}),
-        "He weights (centred start)": Row(
-            "pendulum", {"model.initialisation": "he", "model.start": "centred"}
-        ),
-        "wide first posterior": Row("pendulum", {"model.posterior_scale_init": "1.0"}),
-        "wide first prior": Row("pendulum", {"model.prior_decoder_scale_init": "1.0"}),
-        "no image noise": Row("pendulum", {"data.noise": "0.0"}),
-        "hard rod": Row(
-            "pendulum",
-            {
-                "data.rod_width": "1.0",
-                "data.bob_width": "1.5",
-                "data.rod_length": "5.0",
-                "data.amplitude": "0.4",
-            },
-        ),
-    },
-}
-ROWS = {name: row for table in TABLES.values() for name, row in table.items()}
-PAPER_ROWS = [name for name, row in TABLES["table1"].items() if row.paper is not None]
-
-
-def slug(name: str) -> str:
-    """A row's name as a folder's."""
-    letters = "".join(c if c.isalnum() else " " for c in name.lower())
-    return "_".join(letters.split())
-
-
-def folder(name: str, seed: int) -> Path:
-    """Work directory of one seed of a row."""
-    return Path(FLAGS.workdir) / "pendulum_rows" / slug(name) / f"seed_{seed}"
 
 
 def is_complete(path: Path) -> bool:
@@ -151,70 +48,111 @@ def is_complete(path: Path) -> bool:
     return (path / "summary.json").exists()
 
 
-def train_rows(names: list[str], num_seeds: int, deadline: float) -> None:
+def folder(table: Table, row: Row, seed: int) -> Path:
+    """Work directory of one seed of a row."""
+    return table.path(FLAGS.workdir, row, seed)
+
+
+def train_rows(table: Table, rows: Sequence[Row], seeds: int, deadline: float) -> None:
     """Trains what is missing: all rows' first seed, then the second, and so on."""
-    for seed in range(1, num_seeds + 1):
-        for name in names:
-            row, path = ROWS[name], folder(name, seed)
+    for seed in range(1, seeds + 1):
+        for row in rows:
+            path, title = folder(table, row, seed), f"{row.name}, {row.dataset}"
             if is_complete(path):
                 runs.check_config(path, row.resolved(seed))
                 continue
             left = (deadline - time.monotonic()) / 60.0
             if left <= 0:
-                print(f"{name}, seed {seed}: no time left")
+                print(f"{title}, seed {seed}: no time left")
                 continue
-            print(f"--- {name}, seed {seed}")
+            print(f"--- {title}, seed {seed}")
             runs.train(row.resolved(seed), path, left)
 
 
-def measure(name: str, num_seeds: int | None = None) -> dict[str, Any]:
-    """OLS errors on the test set of a row's complete runs, or of the first of them."""
-    row = ROWS[name]
+def measured(table: Table, row: Row, seed: int, deadline: float) -> metrics.Result:
+    """The table's metric on the whole test set, from its file if that is there.
+
+    Raises:
+      OutOfTimeError: the deadline came first.
+    """
+    path = folder(table, row, seed)
+    runs.check_config(path, row.resolved(seed))
+    run, _, params, step = runs.restore(path)
+    split = run.experiment.dataset.test
+    setting = metrics.Setting(
+        run, params, step, split, "test", path / "eval", deadline=deadline
+    )
+    wanted = {
+        "step": step,
+        "split": "test",
+        "num_examples": len(split.examples),
+        "evaluation_seed": setting.seed,
+    }
+    if table.metric == "nll":
+        wanted["num_samples"] = setting.num_samples
+    file = setting.folder / f"{table.metric}.json"
+    if file.exists():
+        found = runs.read_json(file)
+        if wanted.items() <= found.items():
+            return found
+    return metrics.measure(table.metric, setting._replace(training_seed=seed))
+
+
+def row_record(
+    table: Table, row: Row, num_seeds: int | None = None, deadline: float = math.inf
+) -> dict[str, Any]:
+    """A row of results/TARGET.json from its complete runs, or the first of them."""
     record: dict[str, Any] = {
-        "name": name,
-        "dataset": "pendulum",
-        "metric": "OLS absolute error, radians, whole circle, test set",
+        "name": row.name,
+        "dataset": row.dataset,
+        "metric": table.description,
         "mean": None,
         "stderr": None,
         "seeds": [],
         "paper": row.paper,
+        "published": row.published,
         "command": row.command("SEED"),
         "commit": None,
         "hardware": None,
         "minutes": None,
     }
-    paths = (Path(FLAGS.workdir) / "pendulum_rows" / slug(name)).glob("seed_*")
+    paths = folder(table, row, 1).parent.glob("seed_*")
     numbers = sorted(int(path.name.removeprefix("seed_")) for path in paths)
-    done = [number for number in numbers if is_complete(folder(name, number))]
-    done = done[:num_seeds]
+    done: list[int] = []
+    results: list[metrics.Result] = []
+    for number in numbers:
+        if len(done) == num_seeds or not is_complete(folder(table, row, number)):
+            continue
+        try:
+            results.append(measured(table, row, number, deadline))
+        except metrics.OutOfTimeError as error:
+            print(f"{row.name}, {row.dataset}, seed {number}: {error}")
+            continue
+        done.append(number)
     if not done:
         return record
-    fits, summaries = [], []
-    for number in done:
-        runs.check_config(folder(name, number), row.resolved(number))
-        run, _, params, _ = runs.restore(folder(name, number))
-        fits.append(figures.test_regression(run, params))
-        summaries.append(runs.read_json(folder(name, number) / "summary.json"))
-    errors = np.array([fit.error for fit in fits])
-    spread = errors.std(ddof=1) / math.sqrt(len(errors)) if len(errors) > 1 else None
-    return record | {
-        "mean": errors.mean(),
-        "stderr": spread,
-        "seeds": errors,
-        "seed_numbers": done,
-        "winding": [fit.winding for fit in fits],
-        "crossings": [fit.crossings for fit in fits],
-        "largest_gap": [fit.largest_gap for fit in fits],
-        "final_beta": [final_line(summary)["beta"] for summary in summaries],
-        "final_constraint": [
-            final_line(summary)["constraint"] for summary in summaries
-        ],
-        "final_rate": [final_line(summary)["rate"] for summary in summaries],
-        "steps": summaries[0]["step"],
-        "commit": ", ".join(sorted({str(s["git_revision"]) for s in summaries})),
-        "hardware": ", ".join(sorted({s["hardware"] for s in summaries})),
-        "minutes": sum(summary["wall_seconds"] for summary in summaries) / 60.0,
-    }
+    files = [folder(table, row, number) / "summary.json" for number in done]
+    summaries = [runs.read_json(file) for file in files]
+    finals = [final_line(summary) for summary in summaries]
+    values = np.array([result["value"] for result in results])
+    spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else None
+    return (
+        record
+        | {"mean": values.mean(), "stderr": spread, "seeds": values}
+        | {"seed_numbers": done}
+        | {name: [result[name] for result in results] for name in table.details}
+        | {
+            f"final_{name}": [line[name] for line in finals]
+            for name in ("beta", "constraint", "rate")
+        }
+        | {
+            "steps": [result["step"] for result in results],
+            "commit": ", ".join(sorted({str(s["git_revision"]) for s in summaries})),
+            "hardware": ", ".join(sorted({s["hardware"] for s in summaries})),
+            "minutes": sum(summary["wall_seconds"] for summary in summaries) / 60.0,
+            "evaluation_minutes": sum(result["seconds"] for result in results) / 60.0,
+        }
+    )
 
 
 def final_line(summary: dict[str, Any]) -> dict[str, Any]:
@@ -222,26 +160,32 @@ def final_line(summary: dict[str, Any]) -> dict[str, Any]:
     return next(line for line in summary["final_metrics"] if "split" not in line)
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def markdown(table: Table, records: list[dict[str, Any]]) -> str:
     """A table as the README shows it."""
-    lines = [
-        "| method | error, mean ± s.e. (rad) | each seed | rate (nats) | final beta "
-        "| steps | paper |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        paper = "-" if row["paper"] is None else f"{row['paper']:g}"
-        if row["mean"] is None:
-            lines.append(f"| {row['name']} | not run | | | | | {paper} |")
-            continue
-        error = "" if row["stderr"] is None else f" ± {row['stderr']:.3f}"
-        seeds = ", ".join(f"{value:.3f}" for value in row["seeds"])
+    several = len({record["dataset"] for record in records}) > 1
+    published = any(record["published"] is not None for record in records)
+    head = ["method", *["data"] * several, f"{table.header}, mean ± s.e.", "each seed"]
+    head += ["rate (nats)", "final beta", "steps", *["published"] * published, "paper"]
+    lines = [head, ["---"] * len(head)]
+    for record in records:
+        ours = ["not run", "", "", "", ""]
+        if record["mean"] is not None:
+            error = record["stderr"]
+            number = f"{{:.{table.digits}f}}".format
+            spread = "" if error is None else f" ± {number(error)}"
+            ours = [
+                f"{number(record['mean'])}{spread}",
+                ", ".join(map(number, record["seeds"])),
+                f"{np.mean(record['final_rate']):.1f}",
+                f"{np.mean(record['final_beta']):.3g}",
+                ", ".join(f"{step:,}" for step in sorted(set(record["steps"]))),
+            ]
+        theirs = [record["published"]] * published + [record["paper"]]
         lines.append(
-            f"| {row['name']} | {row['mean']:.3f}{error} | {seeds} | "
-            f"{np.mean(row['final_rate']):.1f} | {np.mean(row['final_beta']):.3g} | "
-            f"{row['steps']:,} | {paper} |"
+            [record["name"], *[record["dataset"]] * several, *ours]
+            + ["-" if value is None else f"{value:g}" for value in theirs]
         )
-    return "\n".join(lines) + "\n"
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def quote(document: Path, name: str, text: str) -> None:
@@ -253,41 +197,46 @@ def quote(document: Path, name: str, text: str) -> None:
         runs.write_text(document, f"{before}{start}{text}{end}{after}")
 
 
-def write_table(target: str, output: Path) -> None:
+def write_table(target: str, output: Path, deadline: float) -> None:
     """results/TARGET.json and results/TARGET.md, ours beside the paper's."""
-    rows = [measure(name) for name in TABLES[target]]
+    table = TABLES[target]
+    rows = [row_record(table, row, deadline=deadline) for row in table.rows]
     runs.write_json(output / f"{target}.json", {"target": target, "rows": rows})
-    text = markdown(rows)
+    text = markdown(table, rows)
     runs.write_text(output / f"{target}.md", text)
     if output == Path("results"):  # the tables that this repository shows
-        for document in (Path("README.md"), Path("docs/pendulum.md")):
+        for document in [Path("README.md"), *Path("docs").glob("*.md")]:
             quote(document, f"results/{target}.md", text)
     print(text)
 
 
-def completed(name: str) -> Path:
+PENDULUM = tables.TABLE1  # the figures of Sec. 4.1 are of its rows
+MLP = tables.TABLE2_MLP
+
+
+def completed(table: Table, name: str) -> Path:
     """Work directory of seed 1 of a row; UserError if it is not complete."""
-    path = folder(name, 1)
+    path = folder(table, table.named(name), 1)
     if not is_complete(path):
         raise cli.UserError(f"{path} is not complete; raise --budget_minutes")
     return path
 
 
-def restored(name: str) -> runs.Restored:
+def restored(table: Table, name: str) -> runs.Restored:
     """Seed 1 of a row, read back."""
-    return runs.restore(completed(name))
+    return runs.restore(completed(table, name))
 
 
 def snapshots(name: str) -> Figure:
     """Latent space over training of seed 1 of a row."""
-    return figures.snapshot_figure(runs.WorkDir(completed(name)), 1, name)
+    return figures.snapshot_figure(runs.WorkDir(completed(PENDULUM, name)), 1, name)
 
 
 def interpolations(names: list[str]) -> dict[str, figures.Interpolation]:
     """Paths from 0 to 180 degrees for seed 1 of each row."""
     found = {}
     for name in names:
-        run, _, params, _ = restored(name)
+        run, _, params, _ = restored(PENDULUM, name)
         pair = figures.default_pair(run)
         found[name] = figures.Interpolation(run, params, [pair], seed=0)
     return found
@@ -306,10 +255,10 @@ def fig15() -> dict[str, Figure]:
     """Joint angle against arcsin(z2 / r), and the regression on the whole circle."""
     quarter, whole, errors = {}, {}, {}
     for name in PAPER_ROWS:
-        if not is_complete(folder(name, 1)):
+        if not is_complete(folder(PENDULUM, PENDULUM.named(name), 1)):
             print(f"{name}: not run, not drawn")
             continue
-        run, _, params, _ = restored(name)
+        run, _, params, _ = restored(PENDULUM, name)
         angle, arcsine, fit = figures.quarter_circle(run, params)
         quarter[name], errors[name] = (angle, arcsine), fit.error
         whole[name] = (run.experiment.dataset.test.targets, fit.fitted)
@@ -323,7 +272,7 @@ def fig18() -> dict[str, Figure]:
     """Posterior and prior of REWO, GECO and IWAE at the end of training."""
     panels = {}
     for name in COMPARED:
-        run, _, params, step = restored(name)
+        run, _, params, step = restored(PENDULUM, name)
         split = run.experiment.dataset.test
         model = run.experiment.model
         codes = evaluation.encode_dataset(model, params, split.examples)
@@ -334,25 +283,67 @@ def fig18() -> dict[str, Figure]:
     return {"fig18_latent_spaces": plotting.plot_latent_spaces(panels)}
 
 
+TRAINING = ["VHP + REWO", "VHP + GECO", "VHP + WU (100 epochs)"]
+
+
+def fig20() -> dict[str, Figure]:
+    """Rate, distortion and their sum over training, on the validation split."""
+    curves = {}
+    for name in TRAINING:
+        lines = figures.validation_lines(runs.WorkDir(completed(MLP, name)), 1)
+        if lines is not None:
+            curves[name] = lines
+    return {"fig20_rate_distortion": plotting.plot_rate_distortion(curves)}
+
+
+def fig21() -> dict[str, Figure]:
+    """KL of each inner latent, sorted, REWO beside warm-up."""
+    kl = {}
+    for name in ("VHP + REWO", "VHP + WU (100 epochs)"):
+        run, _, params, _ = restored(MLP, name)
+        test = run.experiment.dataset.test.examples
+        key = jax.random.key(0)
+        found = evaluation.active_units(run.experiment.model, params, key, test)
+        kl[name] = np.sort(found.kl)[::-1]
+    return {"fig21_active_units": plotting.plot_active_units(kl)}
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """A table or figure.
 
     Attributes:
-      rows: rows that must be trained for it.
-      seeds: seeds it needs; None: as many as --num_seeds.
+      table: whose rows must be trained for it.
+      rows: which of them, by name.
+      seeds: seeds it needs; None: as many as --num_seeds or the table says.
       draw: figures by file name; none for a table.
     """
 
+    table: Table
     rows: list[str]
     seeds: int | None
     draw: Callable[[], dict[str, Figure]]
 
 
+def whole(table: Table) -> Target:
+    """A table as a target."""
+    names = list(dict.fromkeys(row.name for row in table.rows))
+    return Target(table, names, None, dict)
+
+
+def over_training(name: str, file: str) -> Target:
+    """The latent space of a pendulum row over training."""
+    return Target(PENDULUM, [name], 1, lambda: {file: snapshots(name)})
+
+
+PAPER_ROWS = [row.name for row in PENDULUM.rows if row.paper is not None]
 TARGETS = {
-    **{name: Target(list(table), None, dict) for name, table in TABLES.items()},
-    "fig1": Target([], 0, lambda: {"fig1_beta_update": figures.beta_surfaces()}),
+    **{name: whole(table) for name, table in TABLES.items()},
+    "fig1": Target(
+        PENDULUM, [], 0, lambda: {"fig1_beta_update": figures.beta_surfaces()}
+    ),
     "fig2": Target(
+        PENDULUM,
         ["VHP + REWO", "VHP + GECO"],
         1,
         lambda: {
@@ -360,34 +351,33 @@ TARGETS = {
             "fig2b_geco": snapshots("VHP + GECO"),
         },
     ),
-    "fig3": Target(COMPARED, 1, fig3),
+    "fig3": Target(PENDULUM, COMPARED, 1, fig3),
     "fig4": Target(
-        COMPARED, 1, lambda: {"fig4_strips": figures.strips(interpolations(COMPARED))}
-    ),
-    "fig10": Target(
-        ["VHP + REWO (App. B.1)"],
+        PENDULUM,
+        COMPARED,
         1,
-        lambda: {"fig10_rewo_alternative": snapshots("VHP + REWO (App. B.1)")},
+        lambda: {"fig4_strips": figures.strips(interpolations(COMPARED))},
     ),
-    "fig12": Target(["VHP"], 1, lambda: {"fig12_vhp": snapshots("VHP")}),
-    "fig13": Target(
-        ["VHP + WU (20 epochs)"],
-        1,
-        lambda: {"fig13_wu20": snapshots("VHP + WU (20 epochs)")},
-    ),
-    "fig14": Target(
-        ["VHP + WU (200 epochs)"],
-        1,
-        lambda: {"fig14_wu200": snapshots("VHP + WU (200 epochs)")},
-    ),
-    "fig15": Target(PAPER_ROWS, 1, fig15),
-    "fig16": Target(
-        ["VHP + REWO (K = 1)"],
-        1,
-        lambda: {"fig16_elbo": snapshots("VHP + REWO (K = 1)")},
-    ),
-    "fig18": Target(COMPARED, 1, fig18),
+    "fig10": over_training("VHP + REWO (App. B.1)", "fig10_rewo_alternative"),
+    "fig12": over_training("VHP", "fig12_vhp"),
+    "fig13": over_training("VHP + WU (20 epochs)", "fig13_wu20"),
+    "fig14": over_training("VHP + WU (200 epochs)", "fig14_wu200"),
+    "fig15": Target(PENDULUM, PAPER_ROWS, 1, fig15),
+    "fig16": over_training("VHP + REWO (K = 1)", "fig16_elbo"),
+    "fig18": Target(PENDULUM, COMPARED, 1, fig18),
+    "fig20": Target(MLP, TRAINING, 1, fig20),
+    "fig21": Target(MLP, ["VHP + REWO", "VHP + WU (100 epochs)"], 1, fig21),
 }
+
+
+def chosen(flag: str, words: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """What a flag lists, or all there is; UsageError at the first unknown one."""
+    for word in words or ():
+        if word not in known:
+            raise cli.UsageError(
+                f"{FLAGS.target} has no {flag} {word!r}; there are: {'; '.join(known)}"
+            )
+    return list(known if words is None else words)
 
 
 def main() -> None:
@@ -397,30 +387,29 @@ def main() -> None:
             f"--target must be one of {', '.join(TARGETS)}; got {FLAGS.target!r}"
         )
     target = TARGETS[FLAGS.target]
-    names = target.rows if FLAGS.rows is None else FLAGS.rows
-    unknown = [name for name in names if name not in target.rows]
-    if unknown:
-        raise cli.UsageError(
-            f"{FLAGS.target} has no row {unknown[0]!r}; there are: "
-            f"{'; '.join(target.rows)}"
-        )
-    if FLAGS.num_seeds < 1:
+    table = target.table
+    names = chosen("row", FLAGS.rows, target.rows)
+    datasets = list(dict.fromkeys(row.dataset for row in table.rows))
+    datasets = chosen("data set", FLAGS.datasets, datasets)
+    rows = [row for row in table.rows if row.name in names and row.dataset in datasets]
+    num_seeds = table.num_seeds if FLAGS.num_seeds is None else FLAGS.num_seeds
+    if num_seeds < 1:
         raise cli.UsageError(f"--num_seeds must be >= 1, got {FLAGS.num_seeds}")
     if not FLAGS.budget_minutes > 0:
         raise cli.UsageError(
             f"--budget_minutes must be positive, got {FLAGS.budget_minutes}"
         )
     deadline = time.monotonic() + 60.0 * FLAGS.budget_minutes
-    seeds = FLAGS.num_seeds if target.seeds is None else target.seeds
-    train_rows(names, seeds, deadline)
+    seeds = num_seeds if target.seeds is None else target.seeds
+    train_rows(table, rows, seeds, deadline)
     output = Path(FLAGS.output)
     if FLAGS.target in TABLES:
-        write_table(FLAGS.target, output)
+        write_table(FLAGS.target, output, deadline)
         return
     drawn = target.draw()
     figures.save_all(drawn, output / "figures")
-    rows = [measure(name, seeds) for name in target.rows]
-    record = {"target": FLAGS.target, "figures": sorted(drawn), "rows": rows}
+    records = [row_record(table, row, seeds, deadline) for row in rows]
+    record = {"target": FLAGS.target, "figures": sorted(drawn), "rows": records}
     runs.write_json(output / f"{FLAGS.target}.json", record)
 
 

@@ -684,6 +684,78 @@ def plot_image_grid(
     return figure
 
 
+@_styled
+def plot_rate_distortion(curves: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
+    """Draws rate and distortion over training, one colour a method: Fig. 20.
+
+    Args:
+        curves: method -> `step`, `distortion` and `rate` (nats per example), each [T].
+
+    Returns:
+        The figure: the way through the plane of rate and distortion (a mark at its end,
+        lines of equal sum), and minus the bound, their sum, over the steps.
+
+    Raises:
+        ValueError: no curves, or lengths differ.
+    """
+    _want_some("curves", curves)
+    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
+    plane, over_time = figure.subplots(1, 2)
+    ends = []
+    for color, (name, curve) in zip(_PALETTE, curves.items(), strict=False):
+        rate, distortion = _pair(name, (curve["rate"], curve["distortion"]))
+        step, total = _pair(name, (curve["step"], rate + distortion))
+        plane.plot(rate, distortion, color=color, linewidth=1.0, label=name)
+        plane.plot(rate[-1], distortion[-1], "o", color=color)
+        over_time.plot(step, total, color=color, label=name)
+        ends.append((rate[-1], distortion[-1]))
+    rates, distortions = np.array(ends).T
+    margin = 0.5 * max(np.ptp(rates), np.ptp(distortions), 20.0)
+    plane.set_xlim(max(0.0, rates.min() - margin), rates.max() + margin)
+    plane.set_ylim(max(0.0, distortions.min() - margin), distortions.max() + margin)
+    low, high = plane.get_xlim()
+    for level in np.arange(0.0, 2_000.0, 10.0):
+        ends_of_line = [level - low, level - high]
+        plane.plot([low, high], ends_of_line, ":", color="#BBBBBB", linewidth=0.7)
+    plane.set_xlabel("rate [nats]")
+    plane.set_ylabel("distortion [nats]")
+    plane.legend()
+    best = (rates + distortions).min()
+    over_time.set_ylim(best - 1.0, best + 25.0)
+    over_time.set_xlabel("step")
+    over_time.set_ylabel("rate + distortion [nats]")
+    _count_axis(over_time)
+    return figure
+
+
+@_styled
+def plot_active_units(kl: Mapping[str, ArrayLike]) -> Figure:
+    """Draws the KL of each latent dimension, sorted, on a logarithmic scale: Fig. 21.
+
+    Args:
+        kl: method -> [D], nats, in descending order.
+
+    Returns:
+        The figure: one panel a method, alike in both axes.
+
+    Raises:
+        ValueError: no methods.
+    """
+    _want_some("kl", kl)
+    values = {name: _array(name, value, 1) for name, value in kl.items()}
+    figure = Figure(figsize=(3.6 * len(values), 2.8), layout="constrained")
+    panels = figure.subplots(1, len(values), sharex=True, sharey=True, squeeze=False)
+    floor = 1e-4
+    for ax, (name, value) in zip(panels.flat, values.items(), strict=True):
+        ax.bar(np.arange(1, len(value) + 1), np.maximum(value, floor), color=_BLUE)
+        ax.set_yscale("log")
+        ax.set_title(name)
+        ax.set_xlabel("latent dimension, sorted")
+    panels.flat[0].set_ylim(floor, 2.0 * max(map(np.max, values.values())))
+    panels.flat[0].set_ylabel(r"KL$(q(\zeta_j|x)\,||\,p(\zeta_j))$ [nats]")
+    return figure
+
+
 _HISTORY = {
     "distortion": "distortion [nats]",
     "rate": "rate [nats]",

@@ -1,0 +1,248 @@
+"""Measures of a trained model, each with its estimator and its diagnostics.
+
+Every metric is a function of a `Setting` alone; `measure` adds what all of them share
+and writes EVAL_FOLDER/METRIC.json.
+"""
+
+import hashlib
+import math
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import cli, runs
+from vhp_jax import evaluation
+from vhp_jax.data import Split
+from vhp_jax.types import Params, PRNGKey
+
+Result = dict[str, Any]
+NLL_PART = 500  # examples between two looks at the disk and at the clock
+
+
+class OutOfTimeError(Exception):
+    """A measure was not finished before its deadline; what is done is kept."""
+
+
+class Setting(NamedTuple):
+    """What is measured, on what, and how.
+
+    Attributes:
+      run: the experiment.
+      params: of one seed.
+      step: at which they were reached.
+      split: the examples.
+      split_name: "train", "validation" or "test".
+      folder: where results are written.
+      num_samples: S, importance samples per example.
+      seed: of the measure's own draws.
+      training_seed: which member of the run it is.
+      deadline: of time.monotonic(), seconds; only nll looks at it.
+    """
+
+    run: runs.Run
+    params: Params
+    step: int
+    split: Split
+    split_name: str
+    folder: Path
+    num_samples: int = 5000
+    seed: int = 0
+    training_seed: int = 1
+    deadline: float = math.inf
+
+    def key(self, metric: str) -> PRNGKey:
+        """A key of its own for each metric, apart from those of training."""
+        number = 1_000_000 + list(METRICS).index(metric)
+        return jax.random.fold_in(jax.random.key(self.seed), number)
+
+
+def measure(metric: str, setting: Setting) -> Result:
+    """Computes one metric and writes its file.
+
+    Raises:
+      UserError: the metric does not fit the data set.
+      OutOfTimeError: the deadline came first.
+    """
+    began = time.monotonic()
+    result = METRICS[metric](setting)
+    result |= {
+        "num_examples": len(setting.split.examples),
+        "split": setting.split_name,
+        "seed": setting.training_seed,
+        "evaluation_seed": setting.seed,
+        "step": setting.step,
+        "seconds": result.get("seconds", 0.0) + time.monotonic() - began,
+        "device": jax.devices()[0].device_kind,
+    }
+    path = setting.folder / f"{metric}.json"
+    runs.write_json(path, result)
+    print(f"{metric}: {result['value']:.4f} -> {path}", flush=True)
+    return result
+
+
+def nll(setting: Setting) -> Result:
+    """-log p(x) with S joint importance samples: Table 2. Goes on after a kill."""
+    examples = setting.split.examples
+    parts = _Parts(setting.folder / "nll.partial.npz", _fingerprint(setting))
+    began, first, earlier = time.monotonic(), parts.done, parts.seconds
+    if first:
+        print(f"nll: going on after {first} of {len(examples)} examples")
+    for start in range(first, len(examples), NLL_PART):
+        if time.monotonic() >= setting.deadline:
+            raise OutOfTimeError(
+                f"nll: {parts.done} of {len(examples)} examples are done"
+            )
+        result = evaluation.log_likelihood(
+            setting.run.experiment.model,
+            setting.params,
+            setting.key("nll"),
+            examples[start : start + NLL_PART],
+            setting.num_samples,
+            first=start,
+        )
+        seconds = time.monotonic() - began
+        parts.add(
+            earlier + seconds,
+            log_likelihood=result.log_likelihood,
+            effective_sample_size=result.effective_sample_size,
+            pareto_k=result.pareto_k,
+        )
+        left = seconds / (parts.done - first) * (len(examples) - parts.done)
+        print(
+            f"nll: {parts.done}/{len(examples)} examples, {-parts.mean():.3f} nats so "
+            f"far, {left:.0f} s left",
+            flush=True,
+        )
+    arrays = parts.arrays
+    runs.write_npz(setting.folder / "nll.npz", **arrays)
+    parts.path.unlink(missing_ok=True)
+    values, k = -arrays["log_likelihood"], arrays["pareto_k"]
+    known = k[np.isfinite(k)]
+    return {
+        "value": values.mean(),
+        "stderr": values.std(ddof=1) / math.sqrt(len(values)),
+        "num_samples": setting.num_samples,
+        "estimator": "one joint (z, zeta) pair per importance weight, nats per example",
+        "mean_effective_sample_size": arrays["effective_sample_size"].mean(),
+        "pareto_k_share_above_0.7": (known > 0.7).mean() if len(known) else None,
+        "seconds": earlier,
+    }
+
+
+def _fingerprint(setting: Setting) -> str:
+    """Of all that an estimate depends on."""
+    digest = hashlib.sha256(f"{setting.num_samples} {setting.seed}".encode())
+    for array in (*jax.tree.leaves(setting.params), setting.split.examples):
+        digest.update(np.asarray(array).tobytes())
+    return digest.hexdigest()
+
+
+class _Parts:
+    """Per-example results that are kept on disk while the others are computed.
+
+    Attributes:
+      path: of the file.
+      arrays: what there is so far.
+      seconds: that it took.
+    """
+
+    def __init__(self, path: Path, fingerprint: str):
+        self.path = path
+        self.arrays: dict[str, np.ndarray] = {}
+        self.seconds = 0.0
+        self._fingerprint = fingerprint
+        try:
+            with np.load(path) as found:
+                arrays = dict(found)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return
+        if str(arrays.pop("fingerprint", "")) == fingerprint:
+            self.seconds = float(arrays.pop("seconds"))
+            self.arrays = arrays
+
+    @property
+    def done(self) -> int:
+        """Number of examples."""
+        return len(self.arrays.get("log_likelihood", ()))
+
+    def mean(self) -> float:
+        """Mean log-likelihood so far, nats."""
+        return float(self.arrays["log_likelihood"].mean())
+
+    def add(self, seconds: float, **arrays: np.ndarray) -> None:
+        """Appends the next examples and writes the file anew."""
+        self.seconds = seconds
+        for name, new in arrays.items():
+            self.arrays[name] = np.append(self.arrays.get(name, new[:0]), new)
+        about = {
+            "fingerprint": np.array(self._fingerprint),
+            "seconds": np.array(seconds),
+        }
+        runs.write_npz(self.path, **self.arrays, **about)
+
+
+def rate_distortion(setting: Setting) -> Result:
+    """Rate and distortion of the training objective."""
+    key = setting.key("rate_distortion")
+    measured = evaluation.rate_distortion(
+        setting.run.experiment.objective, setting.params, key, setting.split.examples
+    )
+    return {
+        "value": measured.distortion + measured.rate,
+        "stderr": measured.bound_stderr,
+        "num_samples": setting.run.config.objective.num_samples,
+        "estimator": "distortion + rate with one z per example, nats per example",
+        **measured._asdict(),
+    }
+
+
+def active_units(setting: Setting) -> Result:
+    """Active units of z and the KL of each inner latent: App. D.2."""
+    key = setting.key("active_units")
+    measured = evaluation.active_units(
+        setting.run.experiment.model, setting.params, key, setting.split.examples
+    )
+    return {
+        "value": measured.num_active,
+        "stderr": None,
+        "num_samples": 1,
+        "estimator": f"Var_x(E[z_j|x]) > {measured.threshold}",
+        "variance": measured.variance,
+        "kl_per_unit": np.sort(measured.kl)[::-1],
+    }
+
+
+def ols(setting: Setting) -> Result:
+    """OLS regression of the true angle on the polar angle: Table 1."""
+    if setting.run.experiment.dataset.target_kind != "angle":
+        raise cli.UserError("ols wants a data set with angles, such as the pendulum")
+    model, examples = setting.run.experiment.model, setting.split.examples
+    codes = evaluation.encode_dataset(model, setting.params, examples)
+    fit = evaluation.regress_angle(codes.mean, setting.split.targets)
+    residual = np.abs(setting.split.targets - fit.fitted)
+    return {
+        "value": fit.error,
+        "stderr": residual.std(ddof=1) / math.sqrt(len(residual)),
+        "num_samples": 1,
+        "estimator": "mean absolute residual over the whole circle, radians",
+        "centre": fit.centre,
+        "radius": fit.radius,
+        "slope": fit.slope,
+        "intercept": fit.intercept,
+        "winding": fit.winding,
+        "crossings": fit.crossings,
+        "largest_gap": fit.largest_gap,
+    }
+
+
+METRICS: dict[str, Callable[[Setting], Result]] = {
+    "nll": nll,
+    "rate_distortion": rate_distortion,
+    "active_units": active_units,
+    "ols": ols,
+}

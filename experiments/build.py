@@ -123,6 +123,10 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"config.train.average_decay must be in [0, 1), got {train.average_decay}"
         )
+    if not (train.weight_decay >= 0.0 and math.isfinite(train.weight_decay)):
+        raise UserError(
+            f"config.train.weight_decay must be >= 0, got {train.weight_decay}"
+        )
     if train.patience < 0:
         raise UserError(f"config.train.patience must be >= 0, got {train.patience}")
     if train.patience and config.num_seeds > 1:
@@ -362,11 +366,26 @@ def build_beta_scheme(config: ConfigDict, steps_per_epoch: float) -> beta.BetaSc
 
 def build_optimizers(config: ConfigDict) -> training.OptimizerPair:
     """Adam for both halves; a decoder's log-scale may have a rate of its own."""
-    vae = optax.adam(config.learning_rate)
+
+    def adam(learning_rate: float) -> optax.GradientTransformation:
+        if config.weight_decay == 0.0:
+            return optax.adam(learning_rate)
+        return optax.adamw(
+            learning_rate, weight_decay=config.weight_decay, mask=is_kernel
+        )
+
+    vae = adam(config.learning_rate)
     if "scale_learning_rate" in config:
         ratio = config.scale_learning_rate / config.learning_rate
         vae = optax.chain(vae, optax.masked(optax.scale(ratio), is_log_scale))
-    return training.OptimizerPair(vae, optax.adam(config.prior_learning_rate))
+    return training.OptimizerPair(vae, adam(config.prior_learning_rate))
+
+
+def is_kernel(params: PyTree) -> PyTree:
+    """Marks the leaves that are weights: no biases, scales or pseudo-inputs."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path).endswith("['kernel']"), params
+    )
 
 
 def is_log_scale(params: PyTree) -> PyTree:

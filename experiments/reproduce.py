@@ -110,11 +110,11 @@ def row_record(
         "stderr": None,
         "seeds": [],
         "paper": row.paper,
-        "published": row.published,
         "command": row.command("SEED"),
         "commit": None,
         "hardware": None,
         "minutes": None,
+        "published": row.published,
     }
     paths = folder(table, row, 1).parent.glob("seed_*")
     numbers = sorted(int(path.name.removeprefix("seed_")) for path in paths)

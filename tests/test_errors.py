@@ -226,11 +226,18 @@ def test_bad_values_are_refused_by_name(key, value, tmp_path):
 
 def test_choices_are_listed():
     for key, names in {
-        "model.prior": ["standard_normal", "vhp"],
+        "model.prior": ["standard_normal", "vamp", "vhp"],
+        "model.network": ["gated_conv", "gated_mlp", "relu_mlp"],
         "objective.name": ["iwae", "vhp"],
         "objective.constraint": ["mse_mean", "nll_mean"],
         "beta.scheme": ["constant", "geco", "rewo", "rewo_alternative", "warm_up"],
-        "data.name": ["pendulum"],
+        "data.name": [
+            "fashion_mnist",
+            "mnist",
+            "omniglot",
+            "pendulum",
+            "static_mnist",
+        ],
     }.items():
         with pytest.raises(cli.UserError, match=", ".join(names)):
             build.build(tiny(**{key: "nothing"}))

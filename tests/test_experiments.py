@@ -17,7 +17,7 @@ import pytest
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import cli, figures, runs
+from experiments import cli, figures, metrics, runs, tables
 
 pytestmark = pytest.mark.optax
 
@@ -234,7 +234,8 @@ def test_summary_is_complete_and_written_last(finished):
 
 def test_figures_and_snapshots_are_there(finished):
     names = {path.stem for path in (finished / "figures").glob("*.png")}
-    assert names == {"history", "latent_space", "regression", "samples"}
+    wanted = {"history", "latent_space", "regression", "samples", "reconstructions"}
+    assert names == wanted
     assert all(is_png(path) for path in (finished / "figures").iterdir())
     snapshots = runs.WorkDir(finished).snapshots()
     assert list(snapshots) == [2, 4]
@@ -370,7 +371,7 @@ EVAL_FIELDS += ("step", "estimator", "seconds", "device")
 
 
 def test_evaluate_writes_every_metric(workdir):
-    names = list(import_command("evaluate").METRICS)
+    names = list(metrics.METRICS)
     assert {"nll", "rate_distortion", "active_units", "ols"} <= set(names)
     done = command(
         "evaluate",
@@ -518,15 +519,14 @@ def test_rows_not_run_stand_as_not_run(tmp_path):
     assert text.count("not run") == len(names)
 
 
-def put(finished: Path, tmp_path: Path, *slugs: str) -> None:
+def put(finished: Path, tmp_path: Path, table: tables.Table, *rows: tables.Row) -> None:
     """Stands the finished run in for seed 1 of rows, whose configs are others."""
-    for slug in slugs:
-        target = tmp_path / "runs" / "pendulum_rows" / slug / "seed_1"
-        shutil.copytree(finished, target)
+    for row in rows:
+        shutil.copytree(finished, table.path(str(tmp_path / "runs"), row, 1))
 
 
 def test_table1_reports_what_is_complete(finished, tmp_path, monkeypatch):
-    put(finished, tmp_path, "vhp_rewo")
+    put(finished, tmp_path, tables.TABLE1, tables.TABLE1.named("VHP + REWO"))
     done = reproduce(tmp_path, "table1", "--budget_minutes=1e-9")
     assert done.code == 1  # no stale run passes for a row's
     assert "holds a run of another config" in done.err
@@ -539,7 +539,7 @@ def test_table1_reports_what_is_complete(finished, tmp_path, monkeypatch):
     run, state, _, _ = runs.restore(finished)
     error = figures.test_regression(run, state.params).error
     assert row["seeds"] == [row["mean"]] == [pytest.approx(error)]
-    assert (row["seed_numbers"], row["steps"]) == ([1], 4)
+    assert (row["seed_numbers"], row["steps"]) == ([1], [4])
     assert row["hardware"].startswith("CPU")
     assert all(other["mean"] is None for other in rows.values())
     text = (tmp_path / "results" / "table1.md").read_text()
@@ -549,38 +549,73 @@ def test_table1_reports_what_is_complete(finished, tmp_path, monkeypatch):
     assert cells[-2:] == ["4", "0.054"]
 
 
-def test_every_row_has_a_config_of_its_own_and_a_command():
-    module = import_command("reproduce")
-    rows = module.ROWS
-    assert len(rows) == sum(len(table) for table in module.TABLES.values())
-    assert len({module.slug(name) for name in rows}) == len(rows)
-    assert len({repr(row.resolved(1)) for row in rows.values()}) == len(rows)
-    for row in rows.values():
+def test_every_row_has_a_config_and_a_folder_of_its_own_and_a_command():
+    rows = [(table, row) for table in tables.TABLES.values() for row in table.rows]
+    assert len({table.path("runs", row, 1) for table, row in rows}) == len(rows)
+    assert len({repr(row.resolved(1)) for _, row in rows}) == len(rows)
+    for _, row in rows:
         assert row.resolved(3).seed == 3
         assert row.command("SEED").startswith("python -m experiments.train --config=")
+
+
+def test_rows_and_data_sets_are_chosen_by_name(tmp_path):
+    done = reproduce(tmp_path, "table2", "--rows=VHP")
+    assert done.code == 2
+    assert "table2 has no row 'VHP'; there are: VHP + REWO; VHP + GECO" in done.err
+    done = reproduce(tmp_path, "table2", "--datasets=MNIST")
+    assert done.code == 2
+    assert "table2 has no data set 'MNIST'; there are: static MNIST" in done.err
+
+
+def test_table2_shows_data_sets_and_what_others_published(tmp_path):
+    for target, cells in {
+        "table2": ["| VampPrior | OMNIGLOT |", "| 101.97 |"],
+        "table2_mlp": ["| VampPrior | not run |", "| 85.57 | - |"],
+    }.items():
+        done = reproduce(tmp_path, target, "--budget_minutes=1e-9")
+        assert (done.code, done.err) == (0, "")
+        text = (tmp_path / "results" / f"{target}.md").read_text()
+        assert any(all(cell in line for cell in cells) for line in text.splitlines())
+    table = read(tmp_path / "results" / "table2.json")
+    assert len(table["rows"]) == 20
+    assert {row["dataset"] for row in table["rows"]} == set(tables.DATASETS)
 
 
 @pytest.mark.slow
 def test_reproduce_draws_every_target(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "check_config", lambda *_: None)
+    monkeypatch.setattr(metrics.Setting, "__new__", few_samples(metrics.Setting))
     module = import_command("reproduce")
-    put(finished, tmp_path, *(module.slug(name) for name in module.ROWS))
-    for target in module.TARGETS:
-        done = reproduce(tmp_path, target, "--budget_minutes=1e-9", "--num_seeds=1")
+    for table in tables.TABLES.values():
+        put(finished, tmp_path, table, *table.rows)
+    for target, made_of in module.TARGETS.items():
+        done = reproduce(tmp_path, target, "--num_seeds=1")
         assert (done.code, done.err) == (0, ""), target
-        drawn = list((tmp_path / "results" / "figures").glob(f"{target}*.png"))
+        drawn = list((tmp_path / "results" / "figures").glob(f"{target}_*.png"))
+        drawn += list((tmp_path / "results" / "figures").glob(f"{target}[ab]_*.png"))
         assert all(map(is_png, drawn))
-        assert drawn or target in module.TABLES
+        assert drawn or target in tables.TABLES
         record = read(tmp_path / "results" / f"{target}.json")
-        assert [row["name"] for row in record["rows"]] == module.TARGETS[target].rows
+        assert {row["name"] for row in record["rows"]} == set(made_of.rows)
+        assert all(row["mean"] is not None for row in record["rows"])
         assert record.get("figures", []) == sorted(path.stem for path in drawn)
+
+
+def few_samples(setting):
+    """A Setting that takes 20 importance samples where none are given."""
+    original = setting.__new__
+
+    def new(cls, *args, **fields):
+        return original(cls, *args, **{"num_samples": 20} | fields)
+
+    return new
 
 
 @pytest.mark.slow
 def test_reproduce_trains_what_is_missing_and_resumes(tmp_path, monkeypatch):
     """With the rows' own overrides on top of a tiny config."""
     module = import_command("reproduce")
-    original = module.Row.resolved
+    original = tables.Row.resolved
     trained = []
 
     def small(row, seed):
@@ -596,7 +631,7 @@ def test_reproduce_trains_what_is_missing_and_resumes(tmp_path, monkeypatch):
         trained.append(Path(path).parent.name)
         return real(config, path, minutes)
 
-    monkeypatch.setattr(module.Row, "resolved", small)
+    monkeypatch.setattr(tables.Row, "resolved", small)
     monkeypatch.setattr(runs, "train", train)
     words = ["--target=fig10", f"--workdir={tmp_path}", f"--output={tmp_path}"]
     flags.FLAGS(["reproduce", *words])

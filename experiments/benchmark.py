@@ -2,33 +2,57 @@
 
     python -m experiments.benchmark --suite=train --output=results/benchmark_train.json
 
+Suites: train (a step of the pendulum, of the MLP on MNIST and of Table 3's gated
+convolutions, against PyTorch, eager and compiled), nll (the likelihood of 100 images
+with 5,000 samples, against one image at a time in passes of 100 copies).
+
 Machines are shared and noisy: ours and the references take turns, and what counts is
 the median of the rounds' ratios. The references want the extra [bench] (PyTorch);
-without it their rows stand as not run.
+without it their rows stand as not run. The images are random ones: they cost as much.
 """
 
+import functools
 import itertools
-import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax import lax
+from ml_collections import ConfigDict
 
-from experiments import cli, runs
+from experiments import build, cli, runs
+from vhp_jax import evaluation
+from vhp_jax.data import Dataset, Split
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("suite", "train", "Which suite: train.")
+flags.DEFINE_string("suite", "train", "Which suite: train, nll.")
+flags.DEFINE_list("cases", None, "Only these cases of the suite, by name.")
 flags.DEFINE_string("output", None, "JSON file to write; none if not given.")
 flags.DEFINE_integer("rounds", 7, "Alternating rounds.")
 
-STEPS = 50  # training steps per round
+
+class Case(NamedTuple):
+    """Something that is timed against references.
+
+    Attributes:
+      name: what it is.
+      ours: does it once, to the end.
+      references: name -> the same by others.
+      gflop: of the matrix products of ours, once.
+      per: divides the times, such as steps.
+    """
+
+    name: str
+    ours: Callable[[], object]
+    references: dict[str, Callable[[], object]]
+    gflop: float
+    per: int
 
 
 def matmul_gflops(size: int = 2048, repeats: int = 4) -> float:
@@ -45,156 +69,250 @@ def matmul_gflops(size: int = 2048, repeats: int = 4) -> float:
     return 2.0 * size**3 * repeats / (time.perf_counter() - start) / 1e9
 
 
-def step_gflop(batch: int, num_samples: int, pixels: int, hidden: list[int]) -> float:
-    """GFLOP of the matrix products of one VHP step on the pendulum networks.
+def products(*widths: int, gated: bool = False) -> int:
+    """Multiplications of one row through fully connected layers of those widths."""
+    pairs = list(itertools.pairwise(widths))
+    hidden, head = pairs[:-1], pairs[-1]
+    return (1 + gated) * sum(a * b for a, b in hidden) + head[0] * head[1]
 
-    Forward, gradient of the weights and gradient of the input (which the encoder's
-    first layer does not need) cost 2 * rows * inputs * outputs each.
+
+class Costs(NamedTuple):
+    """Multiplications of one row through each network of a VHP.
+
+    Attributes:
+      encoder: q(z|x).
+      first: its first layer, whose input wants no gradient.
+      decoder: p(x|z).
+      prior_encoder: q(zeta|z).
+      prior_decoder: p(z|zeta).
     """
-    latent = 2
 
-    def product(rows: int, inputs: int, outputs: int) -> float:
-        widths = [inputs, *hidden, outputs]
-        return 6.0 * rows * sum(a * b for a, b in itertools.pairwise(widths))
+    encoder: int
+    first: int
+    decoder: int
+    prior_encoder: int
+    prior_decoder: int
 
-    total = (
-        product(batch, pixels, 2 * latent)  # q(z|x)
-        - 2.0 * batch * pixels * hidden[0]
-        + product(batch, latent, pixels)  # p(x|z)
-        + product(batch, latent, 2 * latent)  # q(zeta|z)
-        + product(batch * num_samples, latent, 2 * latent)  # p(z|zeta)
-    )
-    return total / 1e9
+    def step_gflop(self, batch: int, num_samples: int) -> float:
+        """Of a training step: forward, gradients of weights and of inputs."""
+        rows = self.encoder + self.decoder + self.prior_encoder
+        rows += num_samples * self.prior_decoder
+        return batch * (6.0 * rows - 2.0 * self.first) / 1e9
+
+    def sample_gflop(self) -> float:
+        """Of one joint sample (z, zeta): the encoder is not run again."""
+        return 2.0 * (self.decoder + self.prior_encoder + self.prior_decoder) / 1e9
 
 
-def jax_steps(batch: int, num_samples: int) -> Callable[[], None]:
-    """STEPS scanned steps of --config=pendulum at another batch size."""
-    overrides = [("train.batch_size", batch), ("objective.num_samples", num_samples)]
-    config = cli.load_config("pendulum", [(key, str(v)) for key, v in overrides])
-    run = runs.Run(config)
+PENDULUM = Costs(
+    encoder=products(256, 256, 256, 256, 256, 4),
+    first=256 * 256,
+    decoder=products(2, 256, 256, 256, 256, 256),
+    prior_encoder=products(2, 256, 256, 256, 256, 4),
+    prior_decoder=products(2, 256, 256, 256, 256, 4),
+)
+MLP = Costs(
+    encoder=products(784, 300, 300, 80, gated=True),
+    first=2 * 784 * 300,
+    decoder=products(40, 300, 300, 784, gated=True),
+    prior_encoder=products(40, 256, 256, 80, gated=True),
+    prior_decoder=products(40, 256, 256, 80, gated=True),
+)
+CONV = Costs(
+    encoder=2 * 784 * 49 * 32  # pixels of the output, kernel, channels in and out
+    + 2 * 196 * 9 * 32 * 32
+    + 2 * 196 * 25 * 32 * 64
+    + 2 * 49 * 9 * 64 * 64
+    + 2 * 49 * 9 * 64 * 6
+    + 294 * 64,
+    first=2 * 784 * 49 * 32,
+    decoder=2 * 32 * 784 + 784 * (2 * 9 * 64 + 3 * 2 * 9 * 64 * 64 + 64),
+    prior_encoder=products(32, 256, 256, 64, gated=True),
+    prior_decoder=products(32, 256, 256, 64, gated=True),
+)
+
+
+def random_images(count: int) -> np.ndarray:
+    """Binary images [count, 28, 28, 1]."""
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 2, (count, 28, 28, 1)).astype(np.float32)
+
+
+def our_run(config: ConfigDict) -> runs.Run:
+    """The run of a config, on random images where it wants files."""
+    if config.data.name == "pendulum":
+        return runs.Run(config)
+    split = Split(random_images(1_000), np.zeros(1_000, np.int64))
+    dataset = Dataset("random", "none", "random", split, split, split)
+    return runs.Run(config, build.build(config, dataset))
+
+
+def our_steps(run: runs.Run, steps: int) -> Callable[[], object]:
+    """So many scanned steps of the main phase, where all four networks learn."""
     loop = run.train_loop()
     data = jnp.asarray(run.experiment.dataset.train.examples)
     state = run.initial_state()
-    # Measure the main phase, where all four networks learn.
     main_phase = state.beta_state._replace(initial_phase=jnp.asarray(False))
     state = state.replace(beta_state=main_phase)
 
-    def steps() -> None:
+    def take() -> None:
         nonlocal state
-        state, metrics = loop(state, data, num_steps=STEPS)
+        state, metrics = loop(state, data, num_steps=steps)
         jax.block_until_ready((state, metrics))
 
-    return steps
+    return take
 
 
-def torch_steps(batch: int, num_samples: int, compiled: bool) -> Callable[[], None]:
-    """The same model, loss, REWO update and Adam in PyTorch, data on the device."""
-    import torch
-    from torch import nn
+def training_case(
+    name: str, config: ConfigDict, costs: Costs, steps: int, model: Callable[[], Any]
+) -> Case:
+    """A training step against PyTorch's; `model` makes the reference's."""
+    run = our_run(config)
+    batch, num_samples = config.train.batch_size, config.objective.num_samples
+    references: dict[str, Callable[[], object]] = {}
+    if torch_version():
+        from experiments import references as peers
 
-    torch.manual_seed(0)
-    config = cli.load_config("pendulum")
-    examples = runs.Run(config).experiment.dataset.train.examples
-    data = torch.tensor(examples.reshape(len(examples), -1))
-    hidden, pixels = list(config.model.hidden), data.shape[1]
-    log_2pi = math.log(2.0 * math.pi)
-
-    def mlp(inputs: int, outputs: int) -> nn.Module:
-        widths = [inputs, *hidden]
-        layers: list[nn.Module] = []
-        for a, b in itertools.pairwise(widths):
-            layers += [nn.Linear(a, b), nn.ReLU()]
-        return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
-
-    encoder, decoder = mlp(pixels, 4), mlp(2, pixels)
-    prior_encoder, prior_decoder = mlp(2, 4), mlp(2, 4)
-    log_scale = nn.Parameter(torch.zeros(()))
-    networks = [encoder, decoder, prior_encoder, prior_decoder]
-    parameters = [p for network in networks for p in network.parameters()]
-    optimizer = torch.optim.Adam([*parameters, log_scale], lr=1e-4, fused=True)
-    beta, average = torch.tensor(0.01), torch.tensor(0.001)
-
-    def log_normal(x: Any, mean: Any, log_std: Any) -> Any:
-        square = ((x - mean) * torch.exp(-log_std)) ** 2
-        return -0.5 * (square + 2.0 * log_std + log_2pi).sum(-1)
-
-    def loss_fn(x: Any, beta: Any, average: Any) -> Any:
-        mean, log_std = encoder(x).chunk(2, -1)
-        z = mean + log_std.exp() * torch.randn_like(mean)
-        reconstruction = decoder(z)
-        distortion = -log_normal(x, reconstruction, log_scale.clamp_min(-6.0))
-        zeta_mean, zeta_log_std = prior_encoder(z).chunk(2, -1)
-        noise = torch.randn(num_samples, *zeta_mean.shape)
-        zeta = zeta_mean + zeta_log_std.exp() * noise
-        z_mean, z_log_std = prior_decoder(zeta).chunk(2, -1)
-        log_w = (
-            log_normal(z, z_mean, z_log_std)
-            + log_normal(zeta, torch.zeros(()), torch.zeros(()))
-            - log_normal(zeta, zeta_mean, zeta_log_std)
-        )
-        bound = torch.logsumexp(log_w, 0) - math.log(num_samples)
-        rate = log_normal(z, mean, log_std) - bound
-        constraint = (x - reconstruction).detach().square().mean()
-        average = 0.01 * constraint + 0.99 * average
-        violation = average - 0.02**2
-        slope = torch.where(violation < 0, torch.tanh(3.0 * (beta - 1.0)), -1.0)
-        beta = beta * torch.exp(5.0 * slope * violation)
-        return (distortion + beta * rate).mean(), beta, average
-
-    if compiled:
-        loss_fn = torch.compile(loss_fn)
-
-    def steps() -> None:
-        nonlocal beta, average
-        for _ in range(STEPS):
-            x = data[torch.randint(len(data), (batch,))]
-            optimizer.zero_grad(set_to_none=True)
-            loss, beta, average = loss_fn(x, beta, average)
-            beta, average = beta.detach(), average.detach()
-            loss.backward()
-            optimizer.step()
-
-    return steps
+        examples = run.experiment.dataset.train.examples
+        settings = (batch, num_samples, config.beta.kappa, config.beta.nu)
+        for mode in ("eager", "compiled"):
+            take = peers.training_steps(
+                model(), examples, *settings, compiled=mode == "compiled"
+            )
+            references[f"PyTorch {torch_version()} {mode}"] = functools.partial(
+                take, steps
+            )
+    return Case(
+        f"{name}, training step, batch {batch}, K {num_samples}",
+        our_steps(run, steps),
+        references,
+        steps * costs.step_gflop(batch, num_samples),
+        steps,
+    )
 
 
-def suite_train() -> dict[str, Any]:
-    """One training step of the pendulum at batch 128 and K = 16."""
-    batch, num_samples = 128, 16
-    contestants = {"vhp_jax": jax_steps(batch, num_samples)}
+def torch_version() -> str | None:
+    """PyTorch's version, None without."""
     try:
         import torch
     except ImportError:
-        print(
-            "PyTorch is not installed: its rows are not run; pip install -e '.[bench]'"
+        return None
+    torch.manual_seed(0)
+    return str(torch.__version__)
+
+
+def train_pendulum() -> Case:
+    """The pendulum at batch 128 and K = 16."""
+
+    def model() -> Any:
+        from experiments import references as peers
+
+        hidden = [256] * 4
+        encoder = peers.relu_mlp([256, *hidden, 4])
+        terms = peers.GaussianTerms(peers.relu_mlp([2, *hidden, 256]))
+        prior = [peers.relu_mlp([2, *hidden, 4]) for _ in range(2)]
+        return peers.VHP(encoder, terms, *prior)
+
+    overrides = [("train.batch_size", "128"), ("objective.num_samples", "16")]
+    config = cli.load_config("pendulum", overrides)
+    return training_case("pendulum", config, PENDULUM, 50, model)
+
+
+def torch_mlp() -> Any:
+    """The gated MLP of `static_mnist_mlp`."""
+    from experiments import references as peers
+
+    encoder = peers.gated_mlp([784, 300, 300, 80])
+    terms = peers.BernoulliTerms(peers.gated_mlp([40, 300, 300, 784]))
+    prior = [peers.gated_mlp([40, 256, 256, 80]) for _ in range(2)]
+    return peers.VHP(encoder, terms, *prior)
+
+
+# Adam alone, as the references have it.
+BARE = [("train.average_decay", "0.0"), ("train.weight_decay", "0.0")]
+
+
+def train_mlp() -> Case:
+    """The gated MLP at batch 100 and K = 16."""
+    config = cli.load_config("static_mnist_mlp", BARE)
+    return training_case("gated MLP on MNIST", config, MLP, 50, torch_mlp)
+
+
+def train_conv() -> Case:
+    """Table 3's gated convolutions at batch 100 and K = 16."""
+
+    def model() -> Any:
+        from experiments import references as peers
+
+        encoder = peers.gated_conv_encoder(32)
+        terms = peers.BernoulliTerms(peers.gated_conv_decoder(32))
+        prior = [peers.gated_mlp([32, 256, 256, 64]) for _ in range(2)]
+        return peers.VHP(encoder, terms, *prior)
+
+    config = cli.load_config("static_mnist", BARE)
+    return training_case("gated convolutions on MNIST", config, CONV, 2, model)
+
+
+def nll_mlp() -> Case:
+    """100 images, 5,000 samples, the gated MLP."""
+    num_images, num_samples = 100, 5_000
+    run = our_run(cli.load_config("static_mnist_mlp"))
+    images, model = random_images(num_images), run.experiment.model
+    params = jax.jit(run.experiment.init_params)(jax.random.key(0))
+
+    def ours() -> None:
+        evaluation.log_likelihood(model, params, jax.random.key(0), images, num_samples)
+
+    references: dict[str, Callable[[], object]] = {}
+    if torch_version():
+        from experiments import references as peers
+
+        theirs = torch_mlp()
+        references[f"PyTorch {torch_version()}, an image at a time"] = lambda: (
+            peers.log_likelihood(theirs, images, num_samples)
         )
-    else:
-        name = f"PyTorch {torch.__version__}"
-        contestants[f"{name} eager"] = torch_steps(batch, num_samples, False)
-        contestants[f"{name} compiled"] = torch_steps(batch, num_samples, True)
+    return Case(
+        f"gated MLP, log-likelihood of {num_images} images, S {num_samples:,}",
+        ours,
+        references,
+        num_images * num_samples * MLP.sample_gflop(),
+        1,
+    )
+
+
+SUITES: dict[str, dict[str, Callable[[], Case]]] = {
+    "train": {"pendulum": train_pendulum, "mlp": train_mlp, "conv": train_conv},
+    "nll": {"mlp": nll_mlp},
+}
+
+
+def timed(case: Case, rounds: int) -> list[dict[str, Any]]:
+    """A row of results for each reference of a case; they take turns."""
+    contestants = {"vhp_jax": case.ours, **case.references}
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     rates = []
-    for steps in contestants.values():
-        steps()  # compile and warm up
-    for index in range(FLAGS.rounds):
+    for contestant in contestants.values():
+        contestant()  # compile and warm up
+    for index in range(rounds):
         rates.append(matmul_gflops())
-        for name, steps in contestants.items():
+        for name, contestant in contestants.items():
             start = time.perf_counter()
-            steps()
-            seconds[name].append((time.perf_counter() - start) / STEPS)
+            contestant()
+            seconds[name].append((time.perf_counter() - start) / case.per)
         print(
-            f"round {index + 1}/{FLAGS.rounds}: "
+            f"{case.name}, round {index + 1}/{rounds}: "
             + ", ".join(f"{name} {1e3 * s[-1]:.2f} ms" for name, s in seconds.items())
-            + f", matmul {rates[-1]:.0f} GFLOP/s"
+            + f", matmul {rates[-1]:.0f} GFLOP/s",
+            flush=True,
         )
-    gflop = step_gflop(batch, num_samples, 256, [256] * 4)
     ours = seconds.pop("vhp_jax")
-    share = statistics.median(
-        gflop / s / rate for s, rate in zip(ours, rates, strict=True)
-    )
+    rate = statistics.median(rates)
+    shares = [case.gflop / case.per / s / r for s, r in zip(ours, rates, strict=True)]
     own = {
-        "name": f"pendulum training step, batch {batch}, K {num_samples}",
+        "name": case.name,
         "seconds": statistics.median(ours),
-        "matmul_share": share,
+        "matmul_gflops": rate,
+        "matmul_share": statistics.median(shares),
     }
     references = {
         name: {
@@ -203,11 +321,23 @@ def suite_train() -> dict[str, Any]:
         }
         for name, theirs in seconds.items()
     } or {"not run": {"reference_seconds": None, "ratio": None}}
-    rows = [own | {"reference": name} | row for name, row in references.items()]
-    return {"matmul_gflops": statistics.median(rates), "rows": rows}
+    return [own | {"reference": name} | row for name, row in references.items()]
 
 
-SUITES: dict[str, Callable[[], dict[str, Any]]] = {"train": suite_train}
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a table."""
+    lines = [
+        "| what | ours (ms) | reference | its (ms) | ratio | matmul share |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        theirs, ratio = row["reference_seconds"], row["ratio"]
+        lines.append(
+            f"| {row['name']} | {1e3 * row['seconds']:.2f} | {row['reference']} | "
+            f"{'-' if theirs is None else f'{1e3 * theirs:.2f}'} | "
+            f"{'-' if ratio is None else f'{ratio:.2f}'} | {row['matmul_share']:.0%} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -216,20 +346,32 @@ def main() -> None:
         raise cli.UsageError(
             f"--suite must be one of {', '.join(SUITES)}; got {FLAGS.suite!r}"
         )
+    cases = SUITES[FLAGS.suite]
+    chosen = list(cases) if FLAGS.cases is None else FLAGS.cases
+    for name in chosen:
+        if name not in cases:
+            raise cli.UsageError(
+                f"suite {FLAGS.suite} has no case {name!r}; there are: "
+                f"{', '.join(cases)}"
+            )
     if FLAGS.rounds < 1:
         raise cli.UsageError(f"--rounds must be >= 1, got {FLAGS.rounds}")
-    device = jax.devices()[0].device_kind
-    result = {"suite": FLAGS.suite, "device": device, **SUITES[FLAGS.suite]()}
-    result |= {"versions": runs.versions(), "commit": runs.git_revision()}
-    print("| what | ours (ms) | reference | its (ms) | ratio | matmul share |")
-    print("|---|---|---|---|---|---|")
-    for row in result["rows"]:
-        theirs, ratio = row["reference_seconds"], row["ratio"]
+    if torch_version() is None:
         print(
-            f"| {row['name']} | {1e3 * row['seconds']:.2f} | {row['reference']} | "
-            f"{'-' if theirs is None else f'{1e3 * theirs:.2f}'} | "
-            f"{'-' if ratio is None else f'{ratio:.2f}'} | {row['matmul_share']:.0%} |"
+            "PyTorch is not installed: its rows are not run; pip install -e '.[bench]'"
         )
+    rows = [row for name in chosen for row in timed(cases[name](), FLAGS.rounds)]
+    print(table(rows))
+    rate = statistics.median(row["matmul_gflops"] for row in rows)
+    result = {
+        "suite": FLAGS.suite,
+        "device": jax.devices()[0].device_kind,
+        "hardware": runs.hardware(),
+        "matmul_gflops": rate,
+        "rows": rows,
+        "versions": runs.versions(),
+        "commit": runs.git_revision(),
+    }
     if FLAGS.output:
         runs.write_json(Path(FLAGS.output), result)
 

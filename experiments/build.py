@@ -66,15 +66,20 @@ class Experiment(NamedTuple):
     draw_batch: training.DrawBatch | None
 
 
-def build(config: ConfigDict) -> Experiment:
+def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
     """Builds the experiment that `config` describes.
+
+    Args:
+      config: the resolved config.
+      dataset: stands in for the config's own where it is given.
 
     Raises:
       UserError: a value that no part of the library takes.
       ValueError: a value that the library refuses.
     """
     check(config)
-    dataset = build_data(config.data)
+    if dataset is None:
+        dataset = build_data(config.data)
     model = build_model(config.model, dataset)
     steps_per_epoch = len(dataset.train.examples) / config.train.batch_size
     return Experiment(

@@ -189,14 +189,14 @@ class Run:
 
     Attributes:
       config: the resolved config.
-      experiment: the objects built from it.
+      experiment: the objects built from it, or given.
       seeds: one per member.
       state: the TrainState; with several seeds its leaves have a leading seed axis.
     """
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: ConfigDict, experiment: build.Experiment | None = None):
         self.config = config
-        self.experiment = build.build(config)
+        self.experiment = experiment or build.build(config)
         self.seeds = list(range(config.seed, config.seed + config.num_seeds))
 
     def train_loop(self) -> training.TrainLoop:

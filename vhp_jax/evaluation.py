@@ -384,6 +384,12 @@ def _weight_sums(
     return sums
 
 
+@jax.jit
+def _example_keys(key: PRNGKey, examples: Int[Array, "B"]) -> Key[Array, "B"]:
+    """A key for each example, by its position in the whole set."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, examples)
+
+
 @_in_full_precision
 def log_likelihood(
     model: VAE,
@@ -427,11 +433,10 @@ def log_likelihood(
     mesh = jax.sharding.Mesh(np.array(devices), ("examples",))
     shared_out = NamedSharding(mesh, PartitionSpec("examples"))
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    fold = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
     parts = []
     done = 0
     for batch, count in _batches(x, batch_size):
-        keys = fold(key, jnp.arange(first + done, first + done + batch_size))
+        keys = _example_keys(key, jnp.arange(first + done, first + done + batch_size))
         keys, batch = jax.device_put((keys, batch), shared_out)
         sums = _weight_sums(model, params, keys, batch, num_samples, chunk_size)
         parts.append([np.asarray(field, np.float64)[:count] for field in sums])

@@ -157,7 +157,7 @@ class _Parts:
         self.seconds = 0.0
         self._fingerprint = fingerprint
         try:
-            with np.load(path) as found:
+            with path.open("rb") as file, np.load(file) as found:
                 arrays = dict(found)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from vhp_jax import beta, networks, objectives, training
+from vhp_jax import beta, distributions, networks, objectives, training
 from vhp_jax.model import VAE
 from vhp_jax.objectives import Terms
 from vhp_jax.priors import HierarchicalPrior
@@ -519,3 +519,69 @@ def test_vmapped_seeds_equal_single_runs_for_the_real_model():
         chex.assert_trees_all_close(
             member(together, index).params, alone.params, rtol=1e-4, atol=1e-5
         )
+
+
+# --- Averages and draws --------------------------------------------------------------
+
+
+def test_the_average_is_the_recursion_by_hand():
+    decay, steps = 0.6, 12
+    scheme = beta.constant(1.0, kappa=0.6)  # all parameters move from the first step
+    step = training.make_train_step(toy_objective, scheme, ADAM, average_decay=decay)
+    state = training.init_state(
+        jax.random.key(0), toy_params, ADAM, scheme, keep_average=True
+    )
+    wanted = {name: np.float64(part["w"]) for name, part in named(state.params)}
+    for t in range(steps):
+        state, _ = step(state, jax.random.key(100 + t), jnp.asarray(DATA[:BATCH_SIZE]))
+        d = min(decay, (1 + t) / (10 + t))
+        for name, part in named(state.params):
+            wanted[name] = d * wanted[name] + (1.0 - d) * np.float64(part["w"])
+    assert (1 + steps) / (10 + steps) < decay < (1 + 30) / (10 + 30)
+    for name, part in named(state.eval_params):
+        np.testing.assert_allclose(part["w"], wanted[name], rtol=1e-5)
+        assert not np.allclose(part["w"], getattr(state.params, name)["w"], rtol=1e-3)
+
+
+def named(params: Params):
+    """The three parts with their names."""
+    return params._asdict().items()
+
+
+def test_without_an_average_the_parameters_are_evaluated():
+    state = toy_state()
+    assert state.average is None
+    assert state.eval_params is state.params
+
+
+def test_draws_are_made_anew_in_each_step_and_do_not_depend_on_the_chunks():
+    """The step is replaced by one that tells what it was given."""
+
+    def spy(state, key, x):
+        binary = jnp.all((x == 0.0) | (x == 1.0))
+        weights = jnp.arange(1.0, 1.0 + x[0].size)
+        seen = training.StepMetrics(
+            loss=jnp.sum(x @ weights),
+            distortion=jnp.mean(x),
+            rate=jax.random.uniform(key),
+            constraint=jnp.float32(0.0),
+            beta=jnp.float32(0.0),
+            initial_phase=binary,
+        )
+        return state.replace(step=state.step + 1), seen
+
+    means = jnp.full((BATCH_SIZE, 200), 0.5)
+    loop = training.make_train_loop(spy, BATCH_SIZE, distributions.draw_binary)
+    _, whole = loop(toy_state(), means, 4)
+    state, first = loop(toy_state(), means, 3)
+    _, second = loop(state, means, 1)
+    parts = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+    chex.assert_trees_all_equal(whole, parts)
+    assert whole.initial_phase.all()  # all pixels are 0 or 1
+    assert len(set(whole.loss.tolist())) == 4
+    # The standard error of a mean of 800 such pixels is 0.018.
+    np.testing.assert_allclose(whole.distortion, 0.5, atol=0.08)
+    # The keys of the steps are those of a loop that draws nothing.
+    _, plain = training.make_train_loop(spy, BATCH_SIZE)(toy_state(), means, 4)
+    np.testing.assert_array_equal(whole.rate, plain.rate)
+    np.testing.assert_array_equal(plain.distortion, 0.5)

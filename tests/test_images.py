@@ -1,0 +1,377 @@
+"""Image configs on a tiny static MNIST: what they train, keep, stop and evaluate."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_experiments import cached_programs
+
+from experiments import build, cli, figures, metrics, runs, tables
+from vhp_jax import distributions, evaluation, priors
+from vhp_jax.data import static_mnist
+from vhp_jax.data.base import Dataset, Split
+
+pytestmark = pytest.mark.optax
+
+TINY = {
+    "data.verify": "false",
+    "model.prior_hidden": "6",
+    "model.latent_dim": "3",
+    "model.inner_dim": "2",
+    "model.num_pseudo_inputs": "5",
+    "objective.num_samples": "2",
+    "beta.kappa": "0.6",  # reached at once
+    "train.num_steps": "6",
+    "train.batch_size": "4",
+    "train.log_every": "1",
+    "train.eval_every": "2",
+    "train.checkpoint_every": "2",
+    "graph.num_nodes": "12",
+    "graph.num_neighbours": "11",
+}
+MLP = {"model.hidden": "8"}
+
+
+def tiny(name: str = "static_mnist_mlp", **overrides: str):
+    """An image config of a few steps."""
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    network = MLP if name == "static_mnist_mlp" else {}
+    return cli.load_config(name, list((TINY | network | dotted).items()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory):
+    with cached_programs(tmp_path_factory.getbasetemp() / "image_programs"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def tiny_files(tmp_path, monkeypatch):
+    """Files of 12, 6 and 8 images where VHP_DATA_DIR says, in the published format."""
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "data" / "static_mnist"
+    folder.mkdir(parents=True)
+    wanted = {}
+    for (split, file), count in zip(
+        static_mnist.FILES.items(), (12, 6, 8), strict=True
+    ):
+        images = generator.integers(0, 2, (count, 28, 28)).astype(np.uint8)
+        (folder / file.name).write_bytes(static_mnist.encode(images))
+        wanted[split] = file._replace(num_images=count)
+    monkeypatch.setattr(static_mnist, "FILES", wanted)
+    monkeypatch.setenv(build.DATA_DIR, str(tmp_path / "data"))
+
+
+def lines_of(workdir: Path) -> list[dict]:
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def bounds(workdir: Path) -> dict[int, float]:
+    """Validation bound of each step."""
+    found = [line for line in lines_of(workdir) if "split" in line]
+    return {line["step"]: -line["distortion"] - line["rate"] for line in found}
+
+
+# --- What a config builds ------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tables.MLP_METHODS)
+def test_every_method_of_table_2_moves_all_its_parameters(name):
+    """In its main phase, towards finite values, with a likelihood at the end."""
+    overrides = {k.replace(".", "__"): v for k, v in tables.MLP_METHODS[name].items()}
+    run = runs.Run(tiny(**overrides | {"objective__num_samples": "2"}))
+    state, data = run.initial_state(), run.experiment.dataset
+    before = jax.tree.map(np.asarray, state.params)
+    state, seen = run.train_loop()(state, jnp.asarray(data.train.examples), num_steps=2)
+    chex.assert_tree_all_finite((state.params, seen))
+    assert not seen.initial_phase.any()
+    moved = jax.tree.map(
+        lambda new, old: not np.array_equal(new, old), state.params, before
+    )
+    assert all(jax.tree.leaves(moved)), moved
+    found = evaluation.log_likelihood(
+        run.experiment.model, state.params, jax.random.key(0), data.test.examples, 8
+    )
+    assert (found.log_likelihood < 0.0).all()
+
+
+@pytest.mark.slow
+def test_a_run_is_trained_measured_and_drawn(tmp_path):
+    assert runs.train(tiny(), tmp_path)["completed"]
+    run, _, params, step = runs.restore(tmp_path)
+    test = run.experiment.dataset.test
+    setting = metrics.Setting(
+        run, params, step, test, "test", tmp_path / "eval", num_samples=8
+    )
+    for name in ("nll", "rate_distortion", "active_units"):
+        assert metrics.measure(name, setting)["num_examples"] == 8
+    for figure in ("history", "samples", "reconstructions"):
+        assert (tmp_path / "figures" / f"{figure}.png").stat().st_size > 1000
+    interpolation = figures.Interpolation(run, params, [figures.default_pair(run)], 0)
+    assert interpolation.frames[0].shape[1:] == (28, 28)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strides", ["1,2,1,2,1", "1,2,1,1,1"])
+def test_the_gated_convolutions_train_in_both_versions_of_table_3(strides, tmp_path):
+    config = tiny("static_mnist", model__strides=strides, train__num_steps="2")
+    assert runs.train(config, tmp_path)["completed"]
+    params = runs.restore(tmp_path).params.encoder
+    rows = {"1,2,1,2,1": 6 * 7 * 7, "1,2,1,1,1": 6 * 14 * 14}[strides]
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
+    assert (rows, 2 * 3) in shapes
+
+
+def test_strides_are_as_many_as_the_layers():
+    with pytest.raises(cli.UserError, match=r"model\.strides wants 5 numbers"):
+        build.build(tiny("static_mnist", model__strides="1,2"))
+
+
+def test_pseudo_inputs_start_from_the_statistics_of_the_training_set():
+    config = tiny(model__prior="vamp", model__num_pseudo_inputs="4000")
+    experiment = build.build(config)
+    drawn = experiment.init_params(jax.random.key(0)).prior["pseudo_inputs"]
+    examples = experiment.dataset.train.examples
+    assert isinstance(experiment.model.prior, priors.VampPrior)
+    chex.assert_shape(drawn, (4000, 28, 28, 1))
+    # Standard errors: 0.5 / sqrt(4000) = 0.008 at most, of 784 pixels.
+    np.testing.assert_allclose(drawn.mean(0), examples.mean(0), atol=0.04)
+    np.testing.assert_allclose(drawn.std(0), examples.std(0), atol=0.04)
+
+
+def test_training_images_are_drawn_only_where_the_data_set_is_dynamic():
+    config = tiny()
+    assert build.build(config).draw_batch is None
+    grey = Split(np.full((4, 28, 28, 1), 0.5, np.float32), np.zeros(4, np.int64))
+    dynamic = Dataset("grey", "label", "made", grey, grey, grey, dynamic=True)
+    assert build.build(config, dynamic).draw_batch is distributions.draw_binary
+    assert build.build(config, dynamic._replace(dynamic=False)).draw_batch is None
+
+
+def test_weights_decay_and_nothing_else_does():
+    """At a gradient of zero AdamW moves weights by -lr * wd * w and leaves the rest."""
+    config = tiny(
+        model__prior="vamp", train__learning_rate="0.5", train__weight_decay="0.1"
+    )
+    experiment = build.build(config)
+    params = experiment.init_params(jax.random.key(0))
+    halves = {
+        "vae": (params.encoder, params.decoder),
+        "prior": params.prior,
+    }
+    for name, half in halves.items():
+        optimizer = getattr(experiment.optimizers, name)
+        zeros = jax.tree.map(jnp.zeros_like, half)
+        updates, _ = optimizer.update(zeros, optimizer.init(half), half)
+        rate = {"vae": 0.5, "prior": config.train.prior_learning_rate}[name]
+        for (path, update), value in zip(
+            jax.tree_util.tree_leaves_with_path(updates),
+            jax.tree.leaves(half),
+            strict=True,
+        ):
+            is_weight = jax.tree_util.keystr(path).endswith("['kernel']")
+            wanted = -rate * 0.1 * value if is_weight else 0.0 * value
+            np.testing.assert_allclose(update, wanted, rtol=1e-6, atol=1e-9)
+
+
+# --- Early stopping and the best parameters ------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_stops_when_patience_is_out_and_keeps_the_best(tmp_path):
+    """At a learning rate of nearly zero no validation is better than the first."""
+    config = tiny(
+        train__learning_rate="1e-30",
+        train__prior_learning_rate="1e-30",
+        train__weight_decay="0.0",
+        train__num_steps="20",
+        train__patience="3",
+    )
+    summary = runs.train(config, tmp_path)
+    assert (summary["completed"], summary["step"]) == (True, 8)
+    assert summary["best_step"] == runs.restore(tmp_path).step == 2
+    assert list(bounds(tmp_path)) == [2, 4, 6, 8]
+
+
+@pytest.mark.slow
+def test_what_is_evaluated_is_the_best_average_not_the_newest(tmp_path):
+    """A learning rate that ruins the networks: the first validation stays the best."""
+    config = tiny(train__learning_rate="1.0", train__patience="10")
+    runs.train(config, tmp_path)
+    found = bounds(tmp_path)
+    best = max(found, key=found.get)
+    restored = runs.restore(tmp_path)
+    assert best == restored.step < 6
+    assert int(restored.state.step) == 6
+    key = jax.random.fold_in(jax.random.key(1), 1_000_000)
+    measured = evaluation.rate_distortion(
+        restored.run.experiment.objective,
+        restored.params,
+        key,
+        restored.run.experiment.dataset.validation.examples,
+    )
+    assert -measured.distortion - measured.rate == pytest.approx(found[best], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [(6,), (4, 6), (2, 4, 6)])
+def test_a_resumed_run_has_the_best_of_an_uninterrupted_one(lost, tmp_path):
+    """Whichever checkpoints are lost: best/ may then be ahead of what is resumed."""
+    config = tiny(train__patience="10")
+    runs.train(config, tmp_path / "whole")
+    runs.train(config, tmp_path / "cut")
+    for step in lost:
+        folder = tmp_path / "cut" / "checkpoints" / str(step)
+        for file in sorted(folder.rglob("*"), reverse=True):
+            file.rmdir() if file.is_dir() else file.unlink()
+        folder.rmdir()
+    (tmp_path / "cut" / "summary.json").unlink()
+    runs.train(config, tmp_path / "cut")
+    whole, cut = (runs.restore(tmp_path / name) for name in ("whole", "cut"))
+    assert cut.step == whole.step
+    chex.assert_trees_all_equal(cut.params, whole.params)
+    assert bounds(tmp_path / "cut") == bounds(tmp_path / "whole")
+
+
+def test_patience_is_for_one_seed():
+    with pytest.raises(cli.UserError, match=r"num_seeds must be 1, got 2"):
+        build.build(tiny(num_seeds="2"))
+
+
+# --- Likelihoods in parts ------------------------------------------------------------
+
+
+@pytest.fixture
+def setting(tmp_path, monkeypatch):
+    """An untrained model, 8 test images in parts of 3."""
+    monkeypatch.setattr(metrics, "NLL_PART", 3)
+    run = runs.Run(tiny())
+    params = run.initial_state().params
+    test = run.experiment.dataset.test
+    folder = tmp_path / "eval"
+    return metrics.Setting(run, params, 0, test, "test", folder, num_samples=16)
+
+
+def per_example(setting) -> np.ndarray:
+    with np.load(setting.folder / "nll.npz") as arrays:
+        return arrays["log_likelihood"]
+
+
+def interrupted(setting, monkeypatch, after: int) -> None:
+    """Kills the measure after so many parts."""
+    original, calls = evaluation.log_likelihood, []
+
+    def stop(*args, **options):
+        calls.append(None)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return original(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "log_likelihood", stop)
+        with pytest.raises(KeyboardInterrupt):
+            metrics.measure("nll", setting)
+
+
+def test_a_killed_likelihood_goes_on_to_the_same_numbers(
+    setting, tmp_path, monkeypatch
+):
+    other = setting._replace(folder=tmp_path / "other")
+    whole = metrics.measure("nll", setting)
+    interrupted(other, monkeypatch, after=2)
+    seen = []
+    original = evaluation.log_likelihood
+    monkeypatch.setattr(
+        evaluation,
+        "log_likelihood",
+        lambda *args, **options: (
+            seen.append(options["first"]) or original(*args, **options)
+        ),
+    )
+    again = metrics.measure("nll", other)
+    assert seen == [6]  # the third part alone
+    np.testing.assert_array_equal(per_example(other), per_example(setting))
+    assert again["value"] == whole["value"]
+    assert again["seconds"] > 0.0
+    assert not list(other.folder.glob("*.partial.npz"))
+
+
+@pytest.mark.parametrize(
+    "change", ["params", "num_samples", "seed", "examples", "file"]
+)
+def test_parts_of_another_measure_are_not_mixed_in(setting, change, monkeypatch):
+    interrupted(setting, monkeypatch, after=1)
+    partial = setting.folder / "nll.partial.npz"
+    if change == "params":
+        params = jax.tree.map(lambda leaf: 1.1 * leaf, setting.params)
+        setting = setting._replace(params=params)
+    elif change == "examples":
+        split = setting.split._replace(examples=1.0 - setting.split.examples)
+        setting = setting._replace(split=split)
+    elif change == "file":
+        partial.write_bytes(partial.read_bytes()[:100])
+    else:
+        setting = setting._replace(**{change: 7})
+    metrics.measure("nll", setting)
+    found = per_example(setting)
+    fresh = setting._replace(folder=setting.folder / "fresh")
+    metrics.measure("nll", fresh)
+    np.testing.assert_array_equal(found, per_example(fresh))
+
+
+def test_a_deadline_keeps_what_is_done(setting):
+    late = setting._replace(deadline=time.monotonic())
+    with pytest.raises(metrics.OutOfTimeError, match="0 of 8 examples are done"):
+        metrics.measure("nll", late)
+    assert not (setting.folder / "nll.json").exists()
+    assert metrics.measure("nll", setting)["num_examples"] == 8
+
+
+SHARED_OUT = """
+import sys, jax, numpy as np
+from vhp_jax import evaluation
+from experiments import cli, runs
+import test_images
+assert jax.device_count() == int(sys.argv[1])
+run = runs.Run(test_images.tiny(data__dir=sys.argv[3]), test_images.made())
+params = run.initial_state().params
+model, key = run.experiment.model, jax.random.key(0)
+x = run.experiment.dataset.test.examples
+found = evaluation.log_likelihood(model, params, key, x, 50)
+np.save(sys.argv[2], found.log_likelihood)
+"""
+
+
+def made():
+    """The experiment on 10 made images: no file is read."""
+    generator = np.random.default_rng(1)
+    images = generator.integers(0, 2, (10, 28, 28, 1)).astype(np.float32)
+    split = Split(images, np.zeros(10, np.int64))
+    return build.build(tiny(), Dataset("made", "none", "made", split, split, split))
+
+
+@pytest.mark.slow
+def test_likelihoods_do_not_depend_on_the_number_of_devices(tmp_path):
+    """10 images over 1 and over 4 emulated devices: the last ones are padded."""
+    found = []
+    for count in (1, 4):
+        flag = f"--xla_force_host_platform_device_count={count}"
+        path = tmp_path / f"{count}.npy"
+        here = str(Path(__file__).parent)
+        environment = os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+        environment["PYTHONPATH"] = os.pathsep.join([here, str(Path(here).parent)])
+        words = [sys.executable, "-c", SHARED_OUT, str(count), str(path), "nowhere"]
+        subprocess.run(words, check=True, env=environment, cwd=Path(here).parent)
+        found.append(np.load(path))
+    assert found[0].shape == (10,)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)

@@ -163,10 +163,10 @@ def final_line(summary: dict[str, Any]) -> dict[str, Any]:
 def markdown(table: Table, records: list[dict[str, Any]]) -> str:
     """A table as the README shows it."""
     several = len({record["dataset"] for record in records}) > 1
-    published = any(record["published"] is not None for record in records)
-    head = ["method", *["data"] * several, f"{table.header}, mean ± s.e.", "each seed"]
+    published = any(record.get("published") is not None for record in records)
+    head = ["method", *["data"] * several, table.header, "each seed"]
     head += ["rate (nats)", "final beta", "steps", *["published"] * published, "paper"]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for record in records:
         ours = ["not run", "", "", "", ""]
         if record["mean"] is not None:
@@ -178,14 +178,15 @@ def markdown(table: Table, records: list[dict[str, Any]]) -> str:
                 ", ".join(map(number, record["seeds"])),
                 f"{np.mean(record['final_rate']):.1f}",
                 f"{np.mean(record['final_beta']):.3g}",
-                ", ".join(f"{step:,}" for step in sorted(set(record["steps"]))),
+                ", ".join(f"{step:,}" for step in np.unique(record["steps"])),
             ]
-        theirs = [record["published"]] * published + [record["paper"]]
+        theirs = [record.get("published")] * published + [record["paper"]]
         lines.append(
             [record["name"], *[record["dataset"]] * several, *ours]
             + ["-" if value is None else f"{value:g}" for value in theirs]
         )
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    first, *rest = (f"| {' | '.join(line)} |\n" for line in lines)
+    return f"{first}|{'---|' * len(head)}\n{''.join(rest)}"
 
 
 def quote(document: Path, name: str, text: str) -> None:

@@ -53,7 +53,7 @@ class Table:
       rows: in the order of the paper.
       metric: of `experiments.metrics`, on the whole test set.
       description: what the numbers are, with their unit.
-      header: the same, short.
+      header: the same, short, for mean and standard error.
       digits: after the point.
       folder: of the runs; tables may share it where their rows' names differ.
       details: what else of the metric's file the results keep, one value a seed.
@@ -119,7 +119,7 @@ def pendulum_table(rows: Mapping[str, tuple[Mapping[str, str], float | None]]) -
         ),
         metric="ols",
         description="OLS absolute error, radians, whole circle, test set",
-        header="error (rad)",
+        header="error, mean ± s.e. (rad)",
         digits=3,
         folder="pendulum_rows",
         details=("winding", "crossings", "largest_gap"),
@@ -208,7 +208,7 @@ def likelihood_table(rows: tuple[Row, ...], folder: str, num_seeds: int) -> Tabl
         rows,
         metric="nll",
         description="negative test log-likelihood, nats, 5,000 importance samples",
-        header="NLL (nats)",
+        header="NLL, mean ± s.e. (nats)",
         digits=2,
         folder=folder,
         details=("mean_effective_sample_size", "pareto_k_share_above_0.7"),

@@ -143,6 +143,7 @@ print([name for name in heavy if name in sys.modules])
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
 
 
+@pytest.mark.slow
 def test_importing_everything_starts_no_device():
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)

@@ -172,6 +172,7 @@ def test_saved_state_may_be_donated_and_restored_state_too(tmp_path: Path) -> No
         assert_same(checkpointer.restore(0, jnp.zeros(8)), jnp.arange(8.0))
 
 
+@pytest.mark.slow
 def test_restores_on_another_number_of_devices(tmp_path: Path) -> None:
     code = """
         import sys, jax, jax.numpy as jnp
@@ -200,6 +201,7 @@ def test_works_where_an_event_loop_runs(tmp_path: Path) -> None:
     assert_same(state, make_state(1))
 
 
+@pytest.mark.slow
 def test_import_is_lazy_and_use_is_quiet(tmp_path: Path) -> None:
     code = """
         import sys

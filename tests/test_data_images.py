@@ -1176,11 +1176,13 @@ def printed(tmp_path_factory):
     return lines
 
 
+@pytest.mark.slow
 @needs_tfds
 def test_tensorflow_datasets_is_read_without_tensorflow(printed):
     assert printed["omniglot"][-1] == "TensorFlow False"
 
 
+@pytest.mark.slow
 @needs_tfds
 def test_a_prepared_mnist_gives_the_published_files_back(printed):
     folder, lines = printed["folder"], printed["mnist"]
@@ -1197,6 +1199,7 @@ def test_a_prepared_mnist_gives_the_published_files_back(printed):
     assert len(lines) == 5
 
 
+@pytest.mark.slow
 @needs_tfds
 def test_a_prepared_static_mnist_gives_the_published_files_back(printed):
     folder, lines = printed["folder"], printed["static_mnist"]
@@ -1205,6 +1208,7 @@ def test_a_prepared_static_mnist_gives_the_published_files_back(printed):
     ]
 
 
+@pytest.mark.slow
 @needs_tfds
 def test_prepared_drawings_give_the_archives_back(printed):
     folder, lines = printed["folder"], printed["omniglot"]
@@ -1217,6 +1221,7 @@ def test_prepared_drawings_give_the_archives_back(printed):
     ]
 
 
+@pytest.mark.slow
 @needs_tfds
 def test_what_is_not_prepared_is_downloaded_as_published(printed):
     """From a server on this machine; what is there already is not asked for again."""

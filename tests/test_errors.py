@@ -405,6 +405,7 @@ def test_other_errors_of_the_system_name_their_file(workdir, monkeypatch):
 # --- Numbers -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_non_finite_step_is_named_and_the_checkpoint_stays(tmp_path):
     overrides = {
         "train.learning_rate": "1e30",

@@ -137,6 +137,7 @@ def test_strides_are_as_many_as_the_layers():
         build.build(tiny("static_mnist", model__strides="1,2"))
 
 
+@pytest.mark.slow
 def test_pseudo_inputs_start_from_the_statistics_of_the_training_set():
     config = tiny(model__prior="vamp", model__num_pseudo_inputs="4000")
     experiment = build.build(config)
@@ -283,6 +284,7 @@ def interrupted(setting, monkeypatch, after: int) -> None:
             metrics.measure("nll", setting)
 
 
+@pytest.mark.slow
 def test_a_killed_likelihood_goes_on_to_the_same_numbers(
     setting, tmp_path, monkeypatch
 ):

@@ -306,6 +306,7 @@ def principal_start(seed=0, scale=0.3, width=8):
     return examples, model, start_principal(params, key, components, scale), components
 
 
+@pytest.mark.slow
 def test_principal_components_are_those_of_the_svd():
     examples, _, _, components = principal_start()
     _, _, rows = np.linalg.svd(examples.astype("f8") - examples.mean(axis=0))
@@ -314,6 +315,7 @@ def test_principal_components_are_those_of_the_svd():
     np.testing.assert_allclose(components.mean, examples.mean(axis=0), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [4, 8, 30])  # half of it below, above 6 inputs
 def test_principal_start_encodes_and_decodes_as_pca(width):
     examples, model, params, components = principal_start(width=width)

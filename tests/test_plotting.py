@@ -102,6 +102,7 @@ def test_every_figure_is_drawn_the_same_twice_without_pyplot(tmp_path):
         assert first.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_importing_and_drawing_never_loads_pyplot():
     code = (
         "import sys; import numpy as np; from vhp_jax import plotting;"

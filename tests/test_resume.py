@@ -20,7 +20,8 @@ from test_experiments import arguments, cached_programs, command, lines_of, read
 from experiments import cli, runs
 from vhp_jax.checkpoints import Checkpointer
 
-pytestmark = pytest.mark.optax
+# Whole runs, again and again: the fast suite has `test_training` for the same.
+pytestmark = [pytest.mark.optax, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[1]
 # Large steps, so that the initial phase ends within the run; a checkpoint now and then.
@@ -132,7 +133,7 @@ def test_the_runs_cross_the_phase_switch(short):
     assert 3 <= phase_end(short) <= 10
 
 
-@pytest.mark.parametrize("offset", [pytest.param(-1, marks=pytest.mark.slow), 0])
+@pytest.mark.parametrize("offset", [-1, 0])
 def test_stopped_at_the_phase_switch_equals_uninterrupted(
     offset, short, tmp_path, monkeypatch
 ):
@@ -144,7 +145,6 @@ def test_stopped_at_the_phase_switch_equals_uninterrupted(
     assert_same_run(tmp_path, short)
 
 
-@pytest.mark.slow
 def test_stopped_again_and_again_equals_uninterrupted(short, tmp_path, monkeypatch):
     config, end = tiny(**SHORT), phase_end(short)
     cuts = sorted({1, 2, end - 2, end - 1, end, end + 1, 11})
@@ -156,7 +156,6 @@ def test_stopped_again_and_again_equals_uninterrupted(short, tmp_path, monkeypat
     assert seconds == sorted(seconds)  # earlier parts are counted
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["rewo_alternative", "geco", "warm_up"])
 def test_resume_carries_the_state_of_every_scheme(scheme, tmp_path, monkeypatch):
     config = tiny(**SHORT | {"beta.scheme": scheme})
@@ -166,7 +165,6 @@ def test_resume_carries_the_state_of_every_scheme(scheme, tmp_path, monkeypatch)
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
-@pytest.mark.slow
 def test_resume_of_several_seeds_at_once(tmp_path, monkeypatch):
     config = tiny(**SHORT | {"num_seeds": "2"})
     runs.train(config, tmp_path / "whole")
@@ -199,7 +197,6 @@ def test_crash_between_line_and_checkpoint_leaves_no_line_twice(
     assert_same_run(tmp_path, short)
 
 
-@pytest.mark.slow
 def test_crash_before_the_first_checkpoint_starts_again(short, tmp_path):
     """All that is there is a config and some lines."""
     lines = [json.dumps(line) for line in lines_of(short)[:3]]
@@ -278,7 +275,6 @@ class Process:
             time.sleep(0.001)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
@@ -298,7 +294,6 @@ def test_signals_checkpoint_and_exit(signum, code, long, tmp_path, cache):
     assert_same_run(workdir, long)
 
 
-@pytest.mark.slow
 def test_killed_at_20_random_moments(long, tmp_path, cache):
     """SIGKILL: 16 times around the writing of a checkpoint, 4 times while starting."""
     workdir, torn, number = tmp_path / "run", 0, 0

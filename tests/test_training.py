@@ -357,6 +357,7 @@ def test_keys_of_steps_and_of_epochs_are_apart(monkeypatch):
     assert not epochs & {tuple(key) for key in keys.tolist()}
 
 
+@pytest.mark.slow
 def test_keys_and_batches_do_not_depend_on_the_chunks():
     whole, parts = spy_loop(12), spy_loop(12, cuts=(1, 5, 6))
     chex.assert_trees_all_equal(whole[:2], parts[:2])
@@ -465,6 +466,7 @@ def test_state_is_donated_and_data_are_not():
 # --- Several seeds at once -----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_vmapped_seeds_equal_single_runs():
     """To float tolerance; the gate is a select there, and holds bit for bit too."""
     seeds, data = (0, 1, 5), jnp.asarray(DATA)

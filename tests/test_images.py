@@ -159,6 +159,7 @@ def test_training_images_are_drawn_only_where_the_data_set_is_dynamic():
     assert build.build(config, dynamic._replace(dynamic=False)).draw_batch is None
 
 
+@pytest.mark.slow
 def test_weights_decay_and_nothing_else_does():
     """At a gradient of zero AdamW moves weights by -lr * wd * w and leaves the rest."""
     config = tiny(

@@ -134,11 +134,12 @@ def check(config: ConfigDict) -> None:
         )
     if train.patience < 0:
         raise UserError(f"config.train.patience must be >= 0, got {train.patience}")
-    if train.patience and config.num_seeds > 1:
-        raise UserError(
-            "config.train.patience stops one seed at a time: num_seeds must be 1, "
-            f"got {config.num_seeds}"
-        )
+    for name in ("patience", "stream_data"):
+        if train[name] and config.num_seeds > 1:
+            raise UserError(
+                f"config.train.{name} is for one seed: num_seeds must be 1, "
+                f"got {config.num_seeds}"
+            )
     if not 0 <= config.seed < 2**31:
         raise UserError(f"config.seed must be from 0 to 2^31 - 1, got {config.seed}")
     if train.num_steps * train.batch_size >= 2**31:

@@ -208,6 +208,8 @@ class Run:
             experiment.optimizers,
             self.config.train.average_decay,
         )
+        if self.config.train.stream_data:
+            return training.make_streamed_loop(step, batch_size, experiment.draw_batch)
         loop = training.make_train_loop(step, batch_size, experiment.draw_batch)
         return training.jit_train_loop(loop, num_seeds=len(self.seeds))
 
@@ -396,7 +398,8 @@ class _Trainer:
     def run(self, stop: cli.StopSignal, deadline: float) -> bool:
         """Trains to the end (True), or to the deadline or signal (False)."""
         config = self.run_.config.train
-        data = jnp.asarray(self.run_.experiment.dataset.train.examples)
+        examples = self.run_.experiment.dataset.train.examples
+        data = examples if config.stream_data else jnp.asarray(examples)
         self._check_phase()  # a run that gave up gives up again
         with Progress(config.num_steps, self.step) as progress:
             while self.step < config.num_steps and not self.out_of_patience():

@@ -309,9 +309,14 @@ def test_a_killed_likelihood_goes_on_to_the_same_numbers(
     assert not list(other.folder.glob("*.partial.npz"))
 
 
-@pytest.mark.parametrize(
-    "change", ["params", "num_samples", "seed", "examples", "file"]
-)
+CHANGES = ["file"]
+CHANGES += [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("params", "num_samples", "seed", "examples")
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_parts_of_another_measure_are_not_mixed_in(setting, change, monkeypatch):
     interrupted(setting, monkeypatch, after=1)
     partial = setting.folder / "nll.partial.npz"

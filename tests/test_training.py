@@ -587,3 +587,19 @@ def test_draws_are_made_anew_in_each_step_and_do_not_depend_on_the_chunks():
     _, plain = training.make_train_loop(spy, BATCH_SIZE)(toy_state(), means, 4)
     np.testing.assert_array_equal(whole.rate, plain.rate)
     np.testing.assert_array_equal(plain.distortion, 0.5)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_data_that_stay_on_the_host_give_the_same_run(name):
+    init, step = make(name)
+    arguments = step, BATCH_SIZE, distributions.draw_binary
+    resident = training.jit_train_loop(training.make_train_loop(*arguments))
+    streamed = training.make_streamed_loop(*arguments)
+    wanted = resident(init(jax.random.key(3)), jnp.asarray(DATA), 7)
+    state, first = streamed(init(jax.random.key(3)), DATA, 4)
+    state, second = streamed(state, DATA, 3)
+    seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+    assert int(state.step) == 7
+    chex.assert_trees_all_close(
+        (as_data(state), seen), (as_data(wanted[0]), wanted[1]), rtol=1e-6, atol=1e-7
+    )

@@ -11,6 +11,7 @@ from typing import NamedTuple, no_type_check
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -273,23 +274,69 @@ def make_train_loop(
     def train_loop(
         state: TrainState, data: Float[Array, "N *example"], num_steps: int
     ) -> tuple[TrainState, StepMetrics]:
-        key_order, key_steps, key_draws = jax.random.split(state.key, 3)
-        indices = batch_indices(
-            key_order, state.step, num_steps, batch_size, data.shape[0]
-        )
+        indices = _next_indices(state, num_steps, batch_size, data.shape[0])
 
         def body(
             state: TrainState, batch: Int[Array, "B"]
         ) -> tuple[TrainState, StepMetrics]:
-            x = data[batch]
-            if draw_batch is not None:
-                x = draw_batch(jax.random.fold_in(key_draws, state.step), x)
-            key = jax.random.fold_in(key_steps, state.step)
-            return train_step(state, key, x)
+            return _keyed_step(train_step, draw_batch, state, data[batch])
 
         return lax.scan(body, state, indices)
 
     return train_loop
+
+
+def make_streamed_loop(
+    train_step: TrainStep, batch_size: int, draw_batch: DrawBatch | None = None
+) -> TrainLoop:
+    """The loop of `make_train_loop` for data that stay on the host: the same steps.
+
+    The batches of a call are gathered on the host and sent at once, so that the device
+    holds num_steps * B examples and no more. Compiled already; for one seed.
+
+    Args:
+      train_step: from `make_train_step`.
+      batch_size: B.
+      draw_batch: see `make_train_loop`.
+
+    Returns:
+      `train_loop(state, data, num_steps) -> (state, metrics)`: `data` is a NumPy array
+      (or a memory map), float32 [N, *example].
+    """
+    order = jax.jit(_next_indices, static_argnums=(1, 2, 3))
+
+    def body(
+        state: TrainState, x: Float[Array, "B *example"]
+    ) -> tuple[TrainState, StepMetrics]:
+        return _keyed_step(train_step, draw_batch, state, x)
+
+    scan = jax.jit(lambda state, x: lax.scan(body, state, x), donate_argnums=0)
+
+    def train_loop(
+        state: TrainState, data: np.ndarray, num_steps: int
+    ) -> tuple[TrainState, StepMetrics]:
+        indices = np.asarray(order(state, num_steps, batch_size, len(data)))
+        return scan(state, data[indices])
+
+    return train_loop
+
+
+def _next_indices(
+    state: TrainState, num_steps: int, batch_size: int, num_examples: int
+) -> Int[Array, "T B"]:
+    """The batches of the next steps of a run."""
+    key_order, _, _ = jax.random.split(state.key, 3)
+    return batch_indices(key_order, state.step, num_steps, batch_size, num_examples)
+
+
+def _keyed_step(
+    train_step: TrainStep, draw_batch: DrawBatch | None, state: TrainState, x: Examples
+) -> tuple[TrainState, StepMetrics]:
+    """One step with the keys that belong to it."""
+    _, key_steps, key_draws = jax.random.split(state.key, 3)
+    if draw_batch is not None:
+        x = draw_batch(jax.random.fold_in(key_draws, state.step), x)
+    return train_step(state, jax.random.fold_in(key_steps, state.step), x)
 
 
 def jit_train_loop(train_loop: TrainLoop, num_seeds: int = 1) -> TrainLoop:

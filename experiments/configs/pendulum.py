@@ -69,6 +69,7 @@ def get_config() -> ConfigDict:
     config.train.weight_decay = 0.0  # decoupled (AdamW), of weights, not biases
     config.train.average_decay = 0.0  # of the parameters that are evaluated; 0: none
     config.train.patience = 0  # validations without a better bound; 0: never stop
+    config.train.stream_data = False  # True: the data stay on the host
     config.train.log_every = 100  # steps
     config.train.eval_every = 1_000
     config.train.checkpoint_every = 1_000

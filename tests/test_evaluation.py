@@ -13,6 +13,7 @@ from scipy.special import logsumexp
 
 from vhp_jax.distributions import DiagonalNormal
 from vhp_jax.evaluation import (
+    _weight_sums,
     active_units,
     count_crossings,
     encode_dataset,
@@ -566,3 +567,29 @@ def test_noise_on_a_ring_makes_no_crossings():
     fit = regress_angle(noisy, angle)
     assert fit.crossings == 0
     assert fit.largest_gap < 1.5
+
+
+def test_memory_is_flat_in_the_samples():
+    """What the compiled program needs beside its arguments, for S = 100 and 10,000."""
+    model, params = MODELS["hierarchical"], linear_params("hierarchical")
+    keys = jax.random.split(jax.random.key(0), len(X))
+
+    def temporary(num_samples):
+        compiled = _weight_sums.lower(
+            model, params, keys, X, num_samples, chunk_size=10
+        ).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    small, large = temporary(100), temporary(10_000)
+    # Only the largest weights, 3 sqrt(S) an example, are kept.
+    kept = 4 * len(X) * (tail_size(10_000) - tail_size(100))
+    assert 0 < large < small + 8 * kept
+    assert large < 4 * len(X) * 10_000 / 2
+
+
+def test_a_part_of_a_set_has_the_draws_of_the_whole():
+    whole = estimate()
+    parts = [estimate(x=X[:5]), estimate(x=X[5:], first=5)]
+    for name in ("log_likelihood", "effective_sample_size"):
+        found = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_allclose(found, getattr(whole, name), rtol=1e-5)

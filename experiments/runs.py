@@ -208,9 +208,17 @@ class Run:
             experiment.optimizers,
             self.config.train.average_decay,
         )
+        arguments = step, batch_size, experiment.draw_batch
         if self.config.train.stream_data:
-            return training.make_streamed_loop(step, batch_size, experiment.draw_batch)
-        loop = training.make_train_loop(step, batch_size, experiment.draw_batch)
+            return training.make_streamed_loop(*arguments)
+        on_cpu = jax.default_backend() == "cpu"
+        if (
+            on_cpu
+            and self.config.model.network == "gated_conv"
+            and len(self.seeds) == 1
+        ):
+            return training.make_stepwise_loop(*arguments)
+        loop = training.make_train_loop(*arguments)
         return training.jit_train_loop(loop, num_seeds=len(self.seeds))
 
     def initial_state(self) -> TrainState:

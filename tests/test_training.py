@@ -590,14 +590,17 @@ def test_draws_are_made_anew_in_each_step_and_do_not_depend_on_the_chunks():
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_data_that_stay_on_the_host_give_the_same_run(name):
+@pytest.mark.parametrize("kind", ["streamed", "stepwise"])
+def test_other_loops_take_the_same_steps(name, kind):
+    """Data that stay on the host, and steps that are calls of their own."""
     init, step = make(name)
     arguments = step, BATCH_SIZE, distributions.draw_binary
-    resident = training.jit_train_loop(training.make_train_loop(*arguments))
-    streamed = training.make_streamed_loop(*arguments)
-    wanted = resident(init(jax.random.key(3)), jnp.asarray(DATA), 7)
-    state, first = streamed(init(jax.random.key(3)), DATA, 4)
-    state, second = streamed(state, DATA, 3)
+    scanned = training.jit_train_loop(training.make_train_loop(*arguments))
+    other = getattr(training, f"make_{kind}_loop")(*arguments)
+    wanted = scanned(init(jax.random.key(3)), jnp.asarray(DATA), 7)
+    data = DATA if kind == "streamed" else jnp.asarray(DATA)
+    state, first = other(init(jax.random.key(3)), data, 4)
+    state, second = other(state, data, 3)
     seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
     assert int(state.step) == 7
     chex.assert_trees_all_close(

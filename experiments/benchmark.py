@@ -7,8 +7,9 @@ convolutions, against PyTorch, eager and compiled), nll (the likelihood of 100 i
 with 5,000 samples, against one image at a time in passes of 100 copies).
 
 Machines are shared and noisy: ours and the references take turns, and what counts is
-the median of the rounds' ratios. The references want the extra [bench] (PyTorch);
-without it their rows stand as not run. The images are random ones: they cost as much.
+the median of the rounds' ratios. The references want the extra [bench] (PyTorch) and
+run on a CPU only; elsewhere, or without it, their rows stand as not run. The images are
+random ones: they cost as much.
 """
 
 import functools
@@ -46,6 +47,7 @@ class Case(NamedTuple):
       references: name -> the same by others.
       gflop: of the matrix products of ours, once.
       per: divides the times, such as steps.
+      precision: of ours' matrix products, and of the rate they are held against.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Case(NamedTuple):
     references: dict[str, Callable[[], object]]
     gflop: float
     per: int
+    precision: str | None = None
 
 
 def matmul_gflops(size: int = 2048, repeats: int = 4) -> float:
@@ -192,12 +195,13 @@ def training_case(
 
 
 def torch_version() -> str | None:
-    """PyTorch's version, None without."""
+    """PyTorch's version; None without, or where ours are not on a CPU as theirs are."""
+    if jax.default_backend() != "cpu":
+        return None
     try:
         import torch
     except ImportError:
         return None
-    torch.manual_seed(0)
     return str(torch.__version__)
 
 
@@ -277,6 +281,7 @@ def nll_mlp() -> Case:
         references,
         num_images * num_samples * MLP.sample_gflop(),
         1,
+        "highest",
     )
 
 
@@ -294,7 +299,8 @@ def timed(case: Case, rounds: int) -> list[dict[str, Any]]:
     for contestant in contestants.values():
         contestant()  # compile and warm up
     for index in range(rounds):
-        rates.append(matmul_gflops())
+        with jax.default_matmul_precision(case.precision):
+            rates.append(matmul_gflops())
         for name, contestant in contestants.items():
             start = time.perf_counter()
             contestant()
@@ -358,7 +364,8 @@ def main() -> None:
         raise cli.UsageError(f"--rounds must be >= 1, got {FLAGS.rounds}")
     if torch_version() is None:
         print(
-            "PyTorch is not installed: its rows are not run; pip install -e '.[bench]'"
+            "no PyTorch, or no CPU to compare on: its rows are not run; "
+            "pip install -e '.[bench]'"
         )
     rows = [row for name in chosen for row in timed(cases[name](), FLAGS.rounds)]
     print(table(rows))

@@ -1,6 +1,7 @@
 """From a config to the library's objects. The only reader of most config keys."""
 
 import functools
+import inspect
 import math
 import os
 from collections.abc import Callable
@@ -42,6 +43,12 @@ POSITIVE = {
     "train.scale_learning_rate",
 }
 WIDTHS = {"model.hidden", "model.prior_hidden", "model.strides"}
+# Keys that only some configs have, and what wants them.
+NETWORK_KEYS = {
+    "relu_mlp": ("hidden", "initialisation", "decoder_scale_init"),
+    "gated_mlp": ("hidden", "prior_hidden", "log_scale_range"),
+    "gated_conv": ("strides", "prior_hidden", "log_scale_range"),
+}
 
 
 class Experiment(NamedTuple):
@@ -55,6 +62,7 @@ class Experiment(NamedTuple):
       optimizers: of the two halves.
       init_params: draws the parameters from a key.
       draw_batch: makes training examples of the stored ones; None leaves them.
+      warm_up_steps: of a linear warm-up, else 0.
     """
 
     dataset: Dataset
@@ -64,6 +72,7 @@ class Experiment(NamedTuple):
     optimizers: training.OptimizerPair
     init_params: Callable[[PRNGKey], Params]
     draw_batch: training.DrawBatch | None
+    warm_up_steps: int
 
 
 def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
@@ -82,20 +91,34 @@ def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
         dataset = build_data(config.data)
     model = build_model(config.model, dataset)
     steps_per_epoch = len(dataset.train.examples) / config.train.batch_size
+    warm_up_steps = max(1, round(config.beta.warm_up_epochs * steps_per_epoch))
     return Experiment(
         dataset,
         model,
         build_objective(config.objective, model),
-        build_beta_scheme(config.beta, steps_per_epoch),
+        build_beta_scheme(config.beta, warm_up_steps),
         build_optimizers(config.train),
         build_init(config.model, model, dataset),
         distributions.draw_binary if dataset.dynamic else None,
+        warm_up_steps if config.beta.scheme == "warm_up" else 0,
     )
 
 
 def check(config: ConfigDict) -> None:
     """Refuses numbers that cannot work, before anything is computed."""
     model, train = config.model, config.train
+    for key in NETWORK_KEYS.get(model.network, ()):
+        if key not in model:
+            raise UserError(
+                f"config.model.network={model.network} wants config.model.{key}, which "
+                "this config has not: start from another --config"
+            )
+    if "log_scale_range" in model:
+        limits = tuple(model.log_scale_range)
+        if len(limits) != 2 or not limits[0] < limits[1]:
+            raise UserError(
+                f"config.model.log_scale_range wants LOW,HIGH, got {limits}"
+            )
     values: dict[str, Any] = dict(flatten(config))
     for name in sorted(POSITIVE & values.keys()):
         value = values[name]
@@ -135,7 +158,7 @@ def check(config: ConfigDict) -> None:
     if train.patience < 0:
         raise UserError(f"config.train.patience must be >= 0, got {train.patience}")
     for name in ("patience", "stream_data"):
-        if train[name] and config.num_seeds > 1:
+        if getattr(train, name) and config.num_seeds > 1:
             raise UserError(
                 f"config.train.{name} is for one seed: num_seeds must be 1, "
                 f"got {config.num_seeds}"
@@ -150,21 +173,26 @@ def check(config: ConfigDict) -> None:
 
 
 def build_data(config: ConfigDict) -> Dataset:
-    """Loads or generates the data set."""
-    options = {key: value for key, value in config.items() if key != "name"}
+    """Loads or generates the data set; files from data.dir, else VHP_DATA_DIR."""
     loaders: dict[str, Callable[..., Dataset]] = {
         "pendulum": pendulum.load,
-        "static_mnist": functools.partial(from_files, static_mnist.load),
-        "mnist": functools.partial(from_files, mnist.load),
-        "fashion_mnist": functools.partial(from_files, fashion_mnist.load),
-        "omniglot": functools.partial(from_files, omniglot.load),
+        "static_mnist": static_mnist.load,
+        "mnist": mnist.load,
+        "fashion_mnist": fashion_mnist.load,
+        "omniglot": omniglot.load,
     }
-    return choose("data.name", config.name, loaders)(**options)
-
-
-def from_files(load: Callable[..., Dataset], dir: str, **options: object) -> Dataset:
-    """Reads a data set from config.data.dir, else VHP_DATA_DIR, else the cache."""
-    return load(dir or os.environ.get(DATA_DIR) or None, **options)
+    load = choose("data.name", config.name, loaders)
+    options = {key: value for key, value in config.items() if key != "name"}
+    for key in options:
+        argument = "directory" if key == "dir" else key
+        if argument not in inspect.signature(load).parameters:
+            raise UserError(
+                f"config.data.name={config.name} has no config.data.{key}: start from "
+                "another --config"
+            )
+    if "dir" in options:
+        options["directory"] = options.pop("dir") or os.environ.get(DATA_DIR) or None
+    return load(**options)
 
 
 class Networks(NamedTuple):
@@ -355,11 +383,10 @@ def build_objective(config: ConfigDict, model: VAE) -> objectives.Objective:
     )
 
 
-def build_beta_scheme(config: ConfigDict, steps_per_epoch: float) -> beta.BetaScheme:
+def build_beta_scheme(config: ConfigDict, warm_up_steps: int) -> beta.BetaScheme:
     """One of the schemes of `vhp_jax.beta`."""
     common = {"kappa": config.kappa, "alpha": config.alpha}
     rewo = {"nu": config.nu, "tau": config.tau, "beta_init": config.init}
-    warm_up_steps = max(1, round(config.warm_up_epochs * steps_per_epoch))
     schemes: dict[str, Callable[[], beta.BetaScheme]] = {
         "rewo": lambda: beta.rewo(**common, **rewo),
         "rewo_alternative": lambda: beta.rewo_alternative(**common, **rewo),

@@ -160,7 +160,8 @@ class Command:
     def _parse_flags(self, argv: list[str]) -> list[str]:
         try:
             if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv):
-                print(self._help())
+                words = dict(word.lstrip("-").partition("=")[::2] for word in argv)
+                print(self._help(words.get("config", "pendulum")))
                 sys.exit(0)
             rest = argv[:1]
             for argument in argv[1:]:
@@ -206,15 +207,16 @@ class Command:
             kept = "; the disk is full, what was written before stays" if full else ""
             _fail(f"{error}{kept}", 1)
 
-    def _help(self) -> str:
+    def _help(self, config: str) -> str:
         modules = (sys.modules["__main__"], sys.modules[__name__])
         own = [f for m in modules for f in flags.FLAGS.get_key_flags_for_module(m)]
         lines = [self._description, "", "Flags:"]
         for flag in own:
             lines.append(f"  --{flag.name}: {flag.help} (default: {flag.default})")
         if self._takes_config:
-            lines += ["", "Configs: " + ", ".join(config_names()), "", "Config keys:"]
-            for key, value in flatten(load_config("pendulum")):
+            lines += ["", "Configs: " + ", ".join(config_names())]
+            lines += ["", f"Config keys of --config={config} (others have others):"]
+            for key, value in flatten(load_config(config)):
                 lines.append(f"  --config.{key}={value}")
         return "\n".join(lines)
 

@@ -19,7 +19,7 @@ save = plotting.save_figure
 def training_figures(
     run: runs.Run, directory: runs.WorkDir, stacked: Params
 ) -> Iterator[tuple[str, Figure]]:
-    """Curves, latent space over training, regression and samples of the first seed."""
+    """Curves, latent space, regression, samples and reconstructions of one seed."""
     lines = member_lines(directory, run.config.seed)
     validation = validation_lines(directory, run.config.seed)
     yield "history", plotting.plot_history(columns(lines), validation=validation)
@@ -174,7 +174,7 @@ class Interpolation:
       graph: neighbour graph over prior samples.
       pairs: (start, end) test indices.
       paths: one per pair.
-      frames: decoded paths, each [L, *example].
+      frames: decoded paths, each [L, H, W].
       jumps: bool [L - 1] each.
     """
 

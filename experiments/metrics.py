@@ -21,6 +21,7 @@ from vhp_jax.data import Split
 from vhp_jax.types import Params, PRNGKey
 
 Result = dict[str, Any]
+NUM_SAMPLES = 5000  # of the paper
 NLL_PART = 500  # examples between two looks at the disk and at the clock
 
 
@@ -50,14 +51,22 @@ class Setting(NamedTuple):
     split: Split
     split_name: str
     folder: Path
-    num_samples: int = 5000
+    num_samples: int = NUM_SAMPLES
     seed: int = 0
     training_seed: int = 1
     deadline: float = math.inf
 
+    @property
+    def whole_split(self) -> bool:
+        """Whether no example is left out."""
+        dataset = self.run.experiment.dataset
+        return len(self.split.examples) == len(
+            getattr(dataset, self.split_name).examples
+        )
+
     def key(self, metric: str) -> PRNGKey:
         """A key of its own for each metric, apart from those of training."""
-        number = 1_000_000 + list(METRICS).index(metric)
+        number = 2_000_000 + list(METRICS).index(metric)
         return jax.random.fold_in(jax.random.key(self.seed), number)
 
 
@@ -72,6 +81,7 @@ def measure(metric: str, setting: Setting) -> Result:
     result = METRICS[metric](setting)
     result |= {
         "num_examples": len(setting.split.examples),
+        "whole_split": setting.whole_split,
         "split": setting.split_name,
         "seed": setting.training_seed,
         "evaluation_seed": setting.seed,

@@ -73,35 +73,48 @@ def measured(table: Table, row: Row, seed: int, deadline: float) -> metrics.Resu
     """The table's metric on the whole test set, from its file if that is there.
 
     Raises:
-      OutOfTimeError: the deadline came first.
+      OutOfTimeError: it is not, and the deadline came first.
     """
     path = folder(table, row, seed)
     runs.check_config(path, row.resolved(seed))
-    run, _, params, step = runs.restore(path)
-    split = run.experiment.dataset.test
-    setting = metrics.Setting(
-        run, params, step, split, "test", path / "eval", deadline=deadline
-    )
+    summary = runs.read_json(path / "summary.json")
     wanted = {
-        "step": step,
+        "step": summary.get("best_step") or summary["step"],
         "split": "test",
-        "num_examples": len(split.examples),
-        "evaluation_seed": setting.seed,
+        "evaluation_seed": 0,
     }
     if table.metric == "nll":
-        wanted["num_samples"] = setting.num_samples
-    file = setting.folder / f"{table.metric}.json"
+        wanted["num_samples"] = metrics.NUM_SAMPLES
+    file = path / "eval" / f"{table.metric}.json"
     if file.exists():
         found = runs.read_json(file)
-        if wanted.items() <= found.items():
+        if wanted.items() <= found.items() and found.get("whole_split"):
             return found
-    return metrics.measure(table.metric, setting._replace(training_seed=seed))
+    if time.monotonic() >= deadline:
+        raise metrics.OutOfTimeError(f"{table.metric} is not measured")
+    run, _, params, step = runs.restore(path)
+    return metrics.measure(
+        table.metric,
+        metrics.Setting(
+            run,
+            params,
+            step,
+            run.experiment.dataset.test,
+            "test",
+            file.parent,
+            training_seed=seed,
+            deadline=deadline,
+        ),
+    )
 
 
 def row_record(
-    table: Table, row: Row, num_seeds: int | None = None, deadline: float = math.inf
+    table: Table, row: Row, deadline: float, num_seeds: int | None = None
 ) -> dict[str, Any]:
-    """A row of results/TARGET.json from its complete runs, or the first of them."""
+    """A row of results/TARGET.json from its complete runs, or the first of them.
+
+    What is not measured when the deadline comes is left out, and all seeds after it.
+    """
     record: dict[str, Any] = {
         "name": row.name,
         "dataset": row.dataset,
@@ -118,35 +131,34 @@ def row_record(
     }
     paths = folder(table, row, 1).parent.glob("seed_*")
     numbers = sorted(int(path.name.removeprefix("seed_")) for path in paths)
-    done: list[int] = []
+    numbers = [n for n in numbers if is_complete(folder(table, row, n))][:num_seeds]
     results: list[metrics.Result] = []
     for number in numbers:
-        if len(done) == num_seeds or not is_complete(folder(table, row, number)):
-            continue
         try:
             results.append(measured(table, row, number, deadline))
         except metrics.OutOfTimeError as error:
             print(f"{row.name}, {row.dataset}, seed {number}: {error}")
-            continue
-        done.append(number)
-    if not done:
+            break
+    numbers = numbers[: len(results)]
+    if not numbers:
         return record
-    files = [folder(table, row, number) / "summary.json" for number in done]
-    summaries = [runs.read_json(file) for file in files]
-    finals = [final_line(summary) for summary in summaries]
+    directories = [runs.WorkDir(folder(table, row, number)) for number in numbers]
+    summaries = [runs.read_json(d.path / "summary.json") for d in directories]
+    steps = [result["step"] for result in results]
+    reached = [state_at(d, step) for d, step in zip(directories, steps, strict=True)]
     values = np.array([result["value"] for result in results])
     spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else None
     return (
         record
         | {"mean": values.mean(), "stderr": spread, "seeds": values}
-        | {"seed_numbers": done}
+        | {"seed_numbers": numbers, "steps": steps}
         | {name: [result[name] for result in results] for name in table.details}
         | {
-            f"final_{name}": [line[name] for line in finals]
+            f"final_{name}": [state[name] for state in reached]
             for name in ("beta", "constraint", "rate")
         }
         | {
-            "steps": [result["step"] for result in results],
+            "last_steps": [summary["step"] for summary in summaries],
             "commit": ", ".join(sorted({str(s["git_revision"]) for s in summaries})),
             "hardware": ", ".join(sorted({s["hardware"] for s in summaries})),
             "minutes": sum(summary["wall_seconds"] for summary in summaries) / 60.0,
@@ -155,9 +167,11 @@ def row_record(
     )
 
 
-def final_line(summary: dict[str, Any]) -> dict[str, Any]:
-    """The last training line of a run."""
-    return next(line for line in summary["final_metrics"] if "split" not in line)
+def state_at(directory: runs.WorkDir, step: int) -> dict[str, Any]:
+    """Beta at a step, and rate and constraint on the validation split there."""
+    lines = [line for line in directory.metrics() if line["step"] == step]
+    training = next(line for line in lines if "split" not in line)
+    return training | next((line for line in lines if "split" in line), {})
 
 
 def markdown(table: Table, records: list[dict[str, Any]]) -> str:
@@ -198,10 +212,18 @@ def quote(document: Path, name: str, text: str) -> None:
         runs.write_text(document, f"{before}{start}{text}{end}{after}")
 
 
-def write_table(target: str, output: Path, deadline: float) -> None:
-    """results/TARGET.json and results/TARGET.md, ours beside the paper's."""
+def write_table(
+    target: str, output: Path, chosen: Sequence[Row], deadline: float
+) -> None:
+    """results/TARGET.json and results/TARGET.md, ours beside the paper's.
+
+    Only the chosen rows are measured; the others stand with what is measured already.
+    """
     table = TABLES[target]
-    rows = [row_record(table, row, deadline=deadline) for row in table.rows]
+    rows = [
+        row_record(table, row, deadline if row in chosen else -math.inf)
+        for row in table.rows
+    ]
     runs.write_json(output / f"{target}.json", {"target": target, "rows": rows})
     text = markdown(table, rows)
     runs.write_text(output / f"{target}.md", text)
@@ -405,11 +427,13 @@ def main() -> None:
     train_rows(table, rows, seeds, deadline)
     output = Path(FLAGS.output)
     if FLAGS.target in TABLES:
-        write_table(FLAGS.target, output, deadline)
+        write_table(FLAGS.target, output, rows, deadline)
         return
     drawn = target.draw()
     figures.save_all(drawn, output / "figures")
-    records = [row_record(table, row, seeds, deadline) for row in rows]
+    # A figure wants no likelihoods: it records those that are there.
+    until = math.inf if table.metric == "ols" else -math.inf
+    records = [row_record(table, row, until, seeds) for row in rows]
     record = {"target": FLAGS.target, "figures": sorted(drawn), "rows": records}
     runs.write_json(output / f"{FLAGS.target}.json", record)
 

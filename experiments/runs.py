@@ -26,7 +26,7 @@ from tqdm import tqdm
 import vhp_jax
 from experiments import build, cli
 from vhp_jax import evaluation, training
-from vhp_jax.checkpoints import Checkpointer
+from vhp_jax.checkpoints import Checkpointer, CheckpointError
 from vhp_jax.training import StepMetrics, TrainState
 from vhp_jax.types import Params, PyTree
 
@@ -290,6 +290,11 @@ def restore(workdir: str | os.PathLike[str]) -> Restored:
         best = checkpointer.restore_latest(like.eval_params)
     if best is not None:
         return Restored(run, state, best[1], best[0])
+    if run.config.train.patience and validation_bounds(WorkDir(path)):
+        raise cli.UserError(
+            f"{path / BEST} is missing, the parameters of the best validation; "
+            "train again to have it sought anew"
+        )
     return Restored(run, state, state.eval_params, step)
 
 
@@ -340,6 +345,24 @@ def train(
         return trainer.finish() if finished else None
 
 
+def validation_bounds(directory: WorkDir) -> dict[int, float]:
+    """Minus (distortion + rate) on the validation split, by step, of the first seed."""
+    lines = [line for line in directory.metrics() if line.get("split") == "validation"]
+    return {
+        line["step"]: -line["distortion"] - line["rate"]
+        for line in lines
+        if line["seed"] == lines[0]["seed"]
+    }
+
+
+def _is_whole(checkpointer: Checkpointer, like: PyTree) -> bool:
+    """Whether the newest checkpoint can be read."""
+    try:
+        return checkpointer.restore_latest(like) is not None
+    except CheckpointError:
+        return False
+
+
 class _Trainer:
     """The loop of one run; split by what each part touches."""
 
@@ -379,25 +402,35 @@ class _Trainer:
         return state
 
     def _best_so_far(self) -> tuple[int, float]:
-        """Step and value of the best validation; (0, -inf) before the first."""
-        with Checkpointer(self.directory.path / BEST) as best:
-            steps = best.steps()
-        values = {
-            line["step"]: -line["distortion"] - line["rate"]
-            for line in self.directory.metrics()
-            if line.get("split") == "validation"
-        }
-        if steps and steps[-1] in values:
-            return steps[-1], values[steps[-1]]
-        # Ahead of the checkpoint that could be read: it will be computed again.
-        shutil.rmtree(self.directory.path / BEST, ignore_errors=True)
-        return 0, -math.inf
+        """Step and value of the best validation; (0, -inf) before the first.
+
+        What is not in best/ as it should be is written from this step's state, or will
+        be computed again, or is lost; then the best is sought anew.
+        """
+        bounds = validation_bounds(self.directory)
+        if not self.run_.config.train.patience or not bounds:
+            return 0, -math.inf
+        step = max(bounds, key=lambda step: (bounds[step], -step))
+        folder = self.directory.path / BEST
+        with Checkpointer(folder, max_to_keep=1) as best:
+            kept = best.steps()[-1:]
+            if kept and kept[0] > self.step:  # of steps that will be taken again
+                shutil.rmtree(folder)
+            elif step == self.step and kept != [step]:  # killed before it was written
+                best.save(step, self.state.eval_params)
+            elif not _is_whole(best, self.state.eval_params) or kept != [step]:
+                print(f"{folder}: no whole parameters of step {step}, the best so far")
+                return 0, -math.inf
+        return step, bounds[step]
 
     def out_of_patience(self) -> bool:
-        """Whether the last `patience` validations were all worse than one before."""
-        config = self.run_.config.train
-        waited = self.step // config.eval_every - self.best_step // config.eval_every
-        return 0 < config.patience <= waited and self.best_step > 0
+        """Whether the last `patience` validations were all worse than one before.
+
+        None of a warm-up counts: beta is still below 1.
+        """
+        config, warm_up = self.run_.config.train, self.run_.experiment.warm_up_steps
+        since = max(self.best_step, warm_up) // config.eval_every
+        return 0 < config.patience <= self.step // config.eval_every - since
 
     def seconds(self) -> float:
         """Wall-clock seconds of this run, earlier parts included."""
@@ -424,10 +457,10 @@ class _Trainer:
                 lines = self._log(metrics, length, time.monotonic() - began)
                 progress.update(self.step, lines[0])
                 self._check_constraint(metrics)
-                if self.step % config.eval_every == 0:
-                    self.validate(progress)
                 if self.step in config.snapshot_steps:
                     self.snapshot()
+                if self.step % config.eval_every == 0:
+                    self.validate(progress)
                 if self.step % config.checkpoint_every == 0:
                     self.save()
             self.save()

@@ -72,7 +72,7 @@ class Table:
     def path(self, workdir: str, row: Row, seed: int) -> Path:
         """Work directory of one seed of a row."""
         several = len({row.dataset for row in self.rows}) > 1
-        folder = Path(workdir) / self.folder / (row.dataset if several else "")
+        folder = Path(workdir) / self.folder / (slug(row.dataset) if several else "")
         return folder / slug(row.name) / f"seed_{seed}"
 
     def named(self, name: str) -> Row:

@@ -281,6 +281,12 @@ class Spy:
             self._seen.add(self._prefix + key)
         return value
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._config
+
+    def get(self, key: str, default=None):
+        return getattr(self, key) if key in self else default
+
     def items(self):
         """Read as a whole: passed on as arguments, which refuse unknown names."""
         for key, value in self._config.items():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_experiments import cached_programs
+from test_architecture import Spy
+from test_experiments import cached_programs, command
 
 from experiments import build, cli, figures, metrics, runs, tables
-from vhp_jax import distributions, evaluation, priors
+from vhp_jax import distributions, evaluation, priors, training
+from vhp_jax.checkpoints import Checkpointer, CheckpointError
 from vhp_jax.data import static_mnist
 from vhp_jax.data.base import Dataset, Split
 
@@ -245,9 +248,148 @@ def test_a_resumed_run_has_the_best_of_an_uninterrupted_one(lost, tmp_path):
     assert bounds(tmp_path / "cut") == bounds(tmp_path / "whole")
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+@pytest.mark.slow
+def test_a_kill_before_the_best_is_written_loses_nothing(tmp_path, monkeypatch):
+    config = tiny(train__patience="10")
+    runs.train(config, tmp_path / "whole")
+    original = Checkpointer.save
+
+    def save(self, step, state):
+        if self._directory.name == runs.BEST and step == 2:  # the best of this run
+            raise Killed
+        original(self, step, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "save", save)
+        with pytest.raises(Killed):
+            runs.train(config, tmp_path / "cut")
+    assert not (tmp_path / "cut" / runs.BEST).exists()
+    runs.train(config, tmp_path / "cut")
+    whole, cut = (runs.restore(tmp_path / name) for name in ("whole", "cut"))
+    assert cut.step == whole.step == 2
+    chex.assert_trees_all_equal(cut.params, whole.params)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::vhp_jax.checkpoints.CheckpointWarning")
+def test_best_parameters_that_are_damaged_are_said_and_sought_anew(tmp_path, capsys):
+    config = tiny(train__patience="10")
+    runs.train(config, tmp_path)
+    assert runs.restore(tmp_path).step == 2
+    manifest = tmp_path / runs.BEST / "2" / "manifest.json"
+    manifest.write_text(manifest.read_text()[:-20])
+    with pytest.raises(CheckpointError, match="best"):
+        runs.restore(tmp_path)
+    for step in ("4", "6"):
+        shutil.rmtree(tmp_path / "checkpoints" / step)
+    (tmp_path / "summary.json").unlink()
+    runs.train(config, tmp_path)
+    assert "best: no whole parameters of step 2" in capsys.readouterr().out
+    assert runs.restore(tmp_path).step in (4, 6)
+    shutil.rmtree(tmp_path / runs.BEST)
+    with pytest.raises(cli.UserError, match="best is missing"):
+        runs.restore(tmp_path)
+
+
+@pytest.mark.slow
+def test_patience_waits_for_the_end_of_a_warm_up(tmp_path):
+    """12 images in batches of 4: two epochs are 6 steps."""
+    config = tiny(
+        beta__scheme="warm_up",
+        beta__warm_up_epochs="2",
+        train__learning_rate="1e-30",
+        train__prior_learning_rate="1e-30",
+        train__weight_decay="0.0",
+        train__num_steps="20",
+        train__patience="1",
+    )
+    summary = runs.train(config, tmp_path)
+    assert (summary["step"], summary["best_step"]) == (8, 2)
+
+
 def test_patience_is_for_one_seed():
     with pytest.raises(cli.UserError, match=r"num_seeds must be 1, got 2"):
         build.build(tiny(num_seeds="2"))
+
+
+# --- The keys of the configs ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "wanted"),
+    [
+        ("static_mnist", "model.network", "gated_mlp", "wants config.model.hidden"),
+        ("static_mnist", "model.network", "relu_mlp", "wants config.model.hidden"),
+        ("pendulum", "model.network", "gated_mlp", "wants config.model.prior_hidden"),
+        ("static_mnist_mlp", "model.network", "gated_conv", "config.model.strides"),
+        ("static_mnist_mlp", "data.name", "pendulum", "has no config.data.dir"),
+        ("pendulum", "data.name", "mnist", "has no config.data.amplitude"),
+        ("static_mnist_mlp", "model.log_scale_range", "1.0", "wants LOW,HIGH"),
+        ("static_mnist_mlp", "model.log_scale_range", "1.0,-3.0", "wants LOW,HIGH"),
+        ("static_mnist_mlp", "train.average_decay", "1.0", r"in \[0, 1\), got 1.0"),
+        ("static_mnist_mlp", "train.weight_decay", "-1", ">= 0, got -1.0"),
+        ("static_mnist_mlp", "train.patience", "-1", ">= 0, got -1"),
+        ("static_mnist_mlp", "model.num_pseudo_inputs", "0", "positive, got 0"),
+    ],
+)
+def test_what_does_not_fit_a_config_is_one_line(name, key, value, wanted):
+    with pytest.raises(cli.UserError, match=wanted):
+        build.build(cli.load_config(name, [(key, value)]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["static_mnist", "static_mnist_mlp"])
+def test_every_key_of_an_image_config_is_read(name, tmp_path):
+    config, seen = tiny(name, train__num_steps="2"), set()
+    spy = Spy(config, seen)
+    runs.train(spy, tmp_path)
+    run = runs.Run(spy)
+    params = run.initial_state().params
+    figures.Interpolation(run, params, [figures.default_pair(run)], seed=0)
+    # The pseudo-inputs are another prior's; without targets there are no ends to seek.
+    unread = {"model.num_pseudo_inputs", "graph.start_target", "graph.end_target"}
+    assert {key for key, _ in cli.flatten(config)} - seen <= unread
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_training_sees_fresh_binary_images_of_grey_ones(stream, monkeypatch):
+    """Through `Run.train_loop`, resident and streamed."""
+    grey = Split(np.full((12, 28, 28, 1), 0.5, np.float32), np.zeros(12, np.int64))
+    dataset = Dataset("grey", "label", "made", grey, grey, grey, dynamic=True)
+    config = tiny(train__stream_data=stream)
+    run = runs.Run(config, build.build(config, dataset))
+
+    def make_spy(*_):
+        def step(state, key, x):
+            zero = jnp.float32(0.0)
+            binary = jnp.all((x == 0.0) | (x == 1.0))
+            loss = jnp.sum(x.reshape(-1) * jnp.arange(1.0, 1.0 + x.size))
+            seen = training.StepMetrics(loss, zero, zero, zero, zero, binary)
+            return state.replace(step=state.step + 1), seen
+
+        return step
+
+    monkeypatch.setattr(training, "make_train_step", make_spy)
+    data = grey.examples if stream == "true" else jnp.asarray(grey.examples)
+    _, seen = run.train_loop()(run.initial_state(), data, num_steps=3)
+    assert seen.initial_phase.all()
+    assert len(set(seen.loss.tolist())) == 3
+
+
+def test_help_lists_the_keys_of_the_config():
+    done = command("train", "--config=dynamic_mnist", "--help")
+    assert done.code == 0
+    for key in (
+        "data.dir=",
+        "data.values=dynamic",
+        "model.strides=",
+        "train.patience=",
+    ):
+        assert f"--config.{key}" in done.out
 
 
 # --- Likelihoods in parts ------------------------------------------------------------

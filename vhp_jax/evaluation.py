@@ -426,7 +426,8 @@ def log_likelihood(
     """
     finite = np.isfinite(x.reshape(len(x), -1)).all(axis=1)
     if not finite.all():
-        raise ValueError(f"x must be finite, example {int(np.argmin(finite))} is not")
+        index = first + int(np.argmin(finite))
+        raise ValueError(f"x must be finite, example {index} is not")
     devices = jax.local_devices()
     batch_size, chunk_size = min(batch_size, len(x)), min(chunk_size, num_samples)
     batch_size = -(-batch_size // len(devices)) * len(devices)

@@ -5,6 +5,7 @@ batches and keys are pure functions of (key, step), so that a run cut anywhere a
 resumed takes the same steps.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, no_type_check
 
@@ -274,14 +275,12 @@ def make_train_loop(
     def train_loop(
         state: TrainState, data: Float[Array, "N *example"], num_steps: int
     ) -> tuple[TrainState, StepMetrics]:
-        indices = _next_indices(state, num_steps, batch_size, data.shape[0])
-
-        def body(
-            state: TrainState, batch: Int[Array, "B"]
-        ) -> tuple[TrainState, StepMetrics]:
-            return _keyed_step(train_step, draw_batch, state, data[batch])
-
-        return lax.scan(body, state, indices)
+        keys = _split(state.key)
+        indices = batch_indices(
+            keys.order, state.step, num_steps, batch_size, data.shape[0]
+        )
+        step = _with_keys(train_step, draw_batch, keys)
+        return lax.scan(lambda state, batch: step(state, data[batch]), state, indices)
 
     return train_loop
 
@@ -303,19 +302,19 @@ def make_streamed_loop(
       `train_loop(state, data, num_steps) -> (state, metrics)`: `data` is a NumPy array
       (or a memory map), float32 [N, *example].
     """
-    order = jax.jit(_next_indices, static_argnums=(1, 2, 3))
 
-    def body(
-        state: TrainState, x: Float[Array, "B *example"]
+    def take(
+        state: TrainState, batches: Float[Array, "T B *example"]
     ) -> tuple[TrainState, StepMetrics]:
-        return _keyed_step(train_step, draw_batch, state, x)
+        step = _with_keys(train_step, draw_batch, _split(state.key))
+        return lax.scan(step, state, batches)
 
-    scan = jax.jit(lambda state, x: lax.scan(body, state, x), donate_argnums=0)
+    scan = jax.jit(take, donate_argnums=0)
 
     def train_loop(
         state: TrainState, data: np.ndarray, num_steps: int
     ) -> tuple[TrainState, StepMetrics]:
-        indices = np.asarray(order(state, num_steps, batch_size, len(data)))
+        indices = np.asarray(_next_indices(state, num_steps, batch_size, len(data)))
         return scan(state, data[indices])
 
     return train_loop
@@ -338,12 +337,12 @@ def make_stepwise_loop(
     Returns:
       `train_loop(state, data, num_steps) -> (state, metrics)` as `jit_train_loop`'s.
     """
-    order = jax.jit(_next_indices, static_argnums=(1, 2, 3))
 
     def step(
         state: TrainState, data: Float[Array, "N *example"], batch: Int[Array, "B"]
     ) -> tuple[TrainState, StepMetrics]:
-        return _keyed_step(train_step, draw_batch, state, data[batch])
+        keyed = _with_keys(train_step, draw_batch, _split(state.key))
+        return keyed(state, data[batch])
 
     compiled = jax.jit(step, donate_argnums=0)
 
@@ -351,7 +350,7 @@ def make_stepwise_loop(
         state: TrainState, data: Float[Array, "N *example"], num_steps: int
     ) -> tuple[TrainState, StepMetrics]:
         parts = []
-        for batch in order(state, num_steps, batch_size, data.shape[0]):
+        for batch in _next_indices(state, num_steps, batch_size, data.shape[0]):
             state, metrics = compiled(state, data, batch)
             parts.append(metrics)
         return state, jax.tree.map(lambda *values: jnp.stack(values), *parts)
@@ -359,22 +358,38 @@ def make_stepwise_loop(
     return train_loop
 
 
+class _Keys(NamedTuple):
+    """What the base key of a run is split into: order of batches, steps, draws."""
+
+    order: PRNGKey
+    steps: PRNGKey
+    draws: PRNGKey
+
+
+def _split(key: PRNGKey) -> _Keys:
+    return _Keys(*jax.random.split(key, 3))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _next_indices(
     state: TrainState, num_steps: int, batch_size: int, num_examples: int
 ) -> Int[Array, "T B"]:
-    """The batches of the next steps of a run."""
-    key_order, _, _ = jax.random.split(state.key, 3)
-    return batch_indices(key_order, state.step, num_steps, batch_size, num_examples)
+    """The batches of the next steps of a run, for loops on the host."""
+    order = _split(state.key).order
+    return batch_indices(order, state.step, num_steps, batch_size, num_examples)
 
 
-def _keyed_step(
-    train_step: TrainStep, draw_batch: DrawBatch | None, state: TrainState, x: Examples
-) -> tuple[TrainState, StepMetrics]:
-    """One step with the keys that belong to it."""
-    _, key_steps, key_draws = jax.random.split(state.key, 3)
-    if draw_batch is not None:
-        x = draw_batch(jax.random.fold_in(key_draws, state.step), x)
-    return train_step(state, jax.random.fold_in(key_steps, state.step), x)
+def _with_keys(
+    train_step: TrainStep, draw_batch: DrawBatch | None, keys: _Keys
+) -> Callable[[TrainState, Examples], tuple[TrainState, StepMetrics]]:
+    """The step of a run with the keys that belong to it."""
+
+    def step(state: TrainState, x: Examples) -> tuple[TrainState, StepMetrics]:
+        if draw_batch is not None:
+            x = draw_batch(jax.random.fold_in(keys.draws, state.step), x)
+        return train_step(state, jax.random.fold_in(keys.steps, state.step), x)
+
+    return step
 
 
 def jit_train_loop(train_loop: TrainLoop, num_seeds: int = 1) -> TrainLoop:

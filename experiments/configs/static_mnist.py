@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.data.verify = True  # refuse files with other checksums
 
     config.model = ConfigDict()
-    config.model.network = "gated_conv"  # or gated_mlp
+    config.model.network = "gated_conv"
     config.model.strides = (1, 2, 1, 2, 1)  # the later appendix has 1 for the fourth
     config.model.prior_hidden = (256, 256)  # gated, of q(zeta|z) and p(z|zeta)
     config.model.log_scale_range = (-3.0, 1.0)  # of all three normals

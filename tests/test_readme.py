@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "pendulum.md"]
+DOCUMENTS = [ROOT / "README.md"]
+DOCUMENTS += [ROOT / "docs" / f"{name}.md" for name in ("pendulum", "likelihood")]
 
 
 def python_blocks():

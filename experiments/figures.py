@@ -137,8 +137,14 @@ def as_images(run: runs.Run, flat: np.ndarray) -> np.ndarray:
 def reconstruction_figure(
     run: runs.Run, params: Params, rows: int = 4, across: int = 12
 ) -> Figure:
-    """Rows of test images, each above its reconstruction through the posterior mean."""
-    examples = run.experiment.dataset.test.examples[: rows * across]
+    """Rows of test images, each above its reconstruction through the posterior mean.
+
+    The images are spread evenly over the test set: some sets are in the order of their
+    classes.
+    """
+    test = run.experiment.dataset.test.examples
+    count = min(rows * across, len(test))
+    examples = test[np.linspace(0, len(test) - 1, count).astype(int)]
     model = run.experiment.model
     with jax.default_matmul_precision("highest"):
         codes = evaluation.encode_dataset(model, params, examples)
@@ -216,11 +222,11 @@ class Interpolation:
 def default_pair(run: runs.Run) -> tuple[int, int]:
     """Test examples whose targets are nearest to the config's end points.
 
-    Without targets, the first two.
+    Without targets, the first and the last.
     """
     targets = run.experiment.dataset.test.targets
     if run.experiment.dataset.target_kind == "none":
-        return 0, 1
+        return 0, len(targets) - 1
     if run.experiment.dataset.target_kind == "angle":
 
         def distance(target: float) -> np.ndarray:

@@ -465,3 +465,45 @@ def test_image_grid_is_near_square_and_row_by_row(num, rows, columns):
         np.testing.assert_array_equal(tiles[top : top + 4, left : left + 6], image)
     with pytest.raises(ValueError, match="images is empty"):
         plotting.plot_image_grid(images[:0])
+
+
+def test_validation_is_drawn_over_training_and_within_the_axes():
+    step = np.arange(1.0, 101.0)
+    metrics = {"step": step, "rate": np.full(100, 30.0), "beta": np.ones(100)}
+    validation = {"step": step[::10], "rate": np.linspace(26.0, 24.0, 10)}
+    figure = plotting.plot_history(metrics, validation=validation)
+    rate, beta = figure.axes
+    low, high = rate.get_ylim()
+    assert low <= 24.2
+    assert high >= 30.0
+    curves = {line.get_label(): line for line in rate.get_lines()}
+    np.testing.assert_array_equal(curves["validation"].get_ydata(), validation["rate"])
+    assert "validation" not in {line.get_label() for line in beta.get_lines()}
+
+
+def test_rate_and_distortion_share_a_plane_with_lines_of_equal_bound():
+    step = np.array([1.0, 2.0, 3.0])
+    curves = {
+        "one": {"step": step, "rate": [10.0, 20.0, 25.0], "distortion": [90, 70, 62]},
+        "two": {"step": step, "rate": [5.0, 9.0, 12.0], "distortion": [120, 100, 90]},
+    }
+    plane, over_time = plotting.plot_rate_distortion(curves).axes
+    drawn = {line.get_label(): line for line in over_time.get_lines()}
+    np.testing.assert_array_equal(drawn["one"].get_ydata(), [100.0, 90.0, 87.0])
+    for line in plane.get_lines():
+        if line.get_linestyle() == ":":
+            assert len(set(np.round(line.get_xdata() + line.get_ydata(), 6))) == 1
+    ends = [
+        line.get_xydata()[0] for line in plane.get_lines() if line.get_marker() == "o"
+    ]
+    np.testing.assert_array_equal(ends, [[25.0, 62.0], [12.0, 90.0]])
+
+
+def test_active_units_are_bars_on_one_logarithmic_scale():
+    kl = {"REWO": [3.0, 1.0, 0.0], "WU": [2.0, 1e-3, 1e-9]}
+    figure = plotting.plot_active_units(kl)
+    for ax, values in zip(figure.axes, kl.values(), strict=True):
+        assert ax.get_yscale() == "log"
+        heights = [bar.get_height() for bar in ax.patches]
+        np.testing.assert_allclose(heights, np.maximum(values, 1e-4))
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()

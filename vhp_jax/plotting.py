@@ -623,11 +623,13 @@ def plot_history(
         ax.plot(step, columns[name], color=_BLUE, linewidth=1.2)
         ax.set_title(_HISTORY[name])
         if name in ("distortion", "rate"):
-            ax.set_ylim(*_bulk(columns[name]))
-            if validation is not None and len(np.asarray(validation["step"])):
+            ranges = [_bulk(columns[name])]
+            if validation is not None:
                 at, values = _pair(name, (validation["step"], validation[name]))
                 ax.plot(at, values, color=_RED, linewidth=1.2, label="validation")
                 ax.legend()
+                ranges.append(_bulk(values))
+            ax.set_ylim(np.min(ranges), np.max(ranges))
         elif name == "constraint":
             ax.set_yscale("log")
             if "kappa_squared" in columns:

@@ -14,7 +14,15 @@ from ml_collections import ConfigDict
 
 from experiments.cli import UserError, flatten
 from vhp_jax import beta, distributions, networks, objectives, priors, training
-from vhp_jax.data import Dataset, fashion_mnist, mnist, omniglot, pendulum, static_mnist
+from vhp_jax.data import (
+    DataError,
+    Dataset,
+    fashion_mnist,
+    mnist,
+    omniglot,
+    pendulum,
+    static_mnist,
+)
 from vhp_jax.model import VAE
 from vhp_jax.types import Params, PRNGKey, PyTree
 
@@ -192,7 +200,13 @@ def build_data(config: ConfigDict) -> Dataset:
             )
     if "dir" in options:
         options["directory"] = options.pop("dir") or os.environ.get(DATA_DIR) or None
-    return load(**options)
+    try:
+        return load(**options)
+    except DataError as error:
+        if options.get("directory", "") is None:
+            how = f"--config.data.dir=DIR or {DATA_DIR}"
+            raise DataError(f"{error} ({how})") from error
+        raise
 
 
 class Networks(NamedTuple):

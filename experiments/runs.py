@@ -292,8 +292,8 @@ def restore(workdir: str | os.PathLike[str]) -> Restored:
         return Restored(run, state, best[1], best[0])
     if run.config.train.patience and validation_bounds(WorkDir(path)):
         raise cli.UserError(
-            f"{path / BEST} is missing, the parameters of the best validation; "
-            "train again to have it sought anew"
+            f"{path / BEST} is missing: the parameters of the best validation are lost; "
+            "start afresh in another --workdir"
         )
     return Restored(run, state, state.eval_params, step)
 

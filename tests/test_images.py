@@ -20,7 +20,7 @@ from experiments import build, cli, figures, metrics, runs, tables
 from vhp_jax import distributions, evaluation, priors, training
 from vhp_jax.checkpoints import Checkpointer, CheckpointError
 from vhp_jax.data import static_mnist
-from vhp_jax.data.base import Dataset, Split
+from vhp_jax.data.base import DataError, Dataset, Split
 
 pytestmark = pytest.mark.optax
 
@@ -339,6 +339,21 @@ def test_patience_is_for_one_seed():
 def test_what_does_not_fit_a_config_is_one_line(name, key, value, wanted):
     with pytest.raises(cli.UserError, match=wanted):
         build.build(cli.load_config(name, [(key, value)]))
+
+
+def test_where_to_name_a_data_directory_is_said(tmp_path, monkeypatch):
+    monkeypatch.delenv(build.DATA_DIR)
+
+    def refuse(*_):
+        raise DataError("no cache")
+
+    monkeypatch.setattr(static_mnist, "_from_tfds", refuse)
+    wanted = r"no cache \(--config.data.dir=DIR or VHP_DATA_DIR\)"
+    with pytest.raises(DataError, match=wanted):
+        build.build(tiny())
+    with pytest.raises(DataError, match=f"no data directory {tmp_path}/none") as info:
+        build.build(tiny(data__dir=str(tmp_path / "none")))
+    assert "VHP_DATA_DIR" not in str(info.value)
 
 
 @pytest.mark.slow

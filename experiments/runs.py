@@ -292,7 +292,7 @@ def restore(workdir: str | os.PathLike[str]) -> Restored:
         return Restored(run, state, best[1], best[0])
     if run.config.train.patience and validation_bounds(WorkDir(path)):
         raise cli.UserError(
-            f"{path / BEST} is missing: the parameters of the best validation are lost; "
+            f"{path / BEST} is missing: the best validation's parameters are lost; "
             "start afresh in another --workdir"
         )
     return Restored(run, state, state.eval_params, step)

@@ -597,7 +597,8 @@ def test_reproduce_draws_every_target(finished, tmp_path, monkeypatch):
         assert drawn or target in tables.TABLES
         record = read(tmp_path / "results" / f"{target}.json")
         assert {row["name"] for row in record["rows"]} == set(made_of.rows)
-        assert all(row["mean"] is not None for row in record["rows"])
+        if target in tables.TABLES or made_of.table.metric == "ols":
+            assert all(row["mean"] is not None for row in record["rows"])
         assert record.get("figures", []) == sorted(path.stem for path in drawn)
 
 

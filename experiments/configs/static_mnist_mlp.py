@@ -1,8 +1,8 @@
 """Static MNIST, VHP + REWO with the two-layer gated MLP of the peers: 300 units, 40 z.
 
 Command:   python -m experiments.train --config=static_mnist_mlp
-Hardware:  2 CPU cores
-Expected:  see results/table2_mlp.md
+Hardware:  one CPU core, 80 minutes, and 20 more for the likelihood
+Expected:  `evaluate --metrics=nll` gives 83.8 nats (results/table2_mlp.md, one seed)
 """
 
 from ml_collections import ConfigDict

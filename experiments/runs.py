@@ -407,21 +407,23 @@ class _Trainer:
         What is not in best/ as it should be is written from this step's state, or will
         be computed again, or is lost; then the best is sought anew.
         """
-        bounds = validation_bounds(self.directory)
-        if not self.run_.config.train.patience or not bounds:
+        if not self.run_.config.train.patience:
             return 0, -math.inf
-        step = max(bounds, key=lambda step: (bounds[step], -step))
+        bounds = validation_bounds(self.directory)
+        step = max(bounds, key=lambda step: (bounds[step], -step), default=0)
         folder = self.directory.path / BEST
         with Checkpointer(folder, max_to_keep=1) as best:
             kept = best.steps()[-1:]
             if kept and kept[0] > self.step:  # of steps that will be taken again
                 shutil.rmtree(folder)
-            elif step == self.step and kept != [step]:  # killed before it was written
+            elif step == self.step > 0 and kept != [step]:  # killed before it was there
                 best.save(step, self.state.eval_params)
-            elif not _is_whole(best, self.state.eval_params) or kept != [step]:
+            elif step > 0 and not (
+                kept == [step] and _is_whole(best, self.state.eval_params)
+            ):
                 print(f"{folder}: no whole parameters of step {step}, the best so far")
                 return 0, -math.inf
-        return step, bounds[step]
+        return step, bounds.get(step, -math.inf)
 
     def out_of_patience(self) -> bool:
         """Whether the last `patience` validations were all worse than one before.

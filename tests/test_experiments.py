@@ -294,8 +294,10 @@ def test_no_snapshots_no_validation_still_finishes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", cli.config_names())
-def test_every_config_runs_two_steps(name, tmp_path):
+@pytest.mark.parametrize(
+    "name", [name for name in cli.config_names() if name.startswith("pendulum")]
+)
+def test_every_pendulum_config_runs_two_steps(name, tmp_path):
     """With its own networks, K and schemes: only data and intervals are small."""
     own = ("model.hidden", "model.initialisation", "objective.num_samples")
     small = {key: value for key, value in TINY.items() if key not in own}

@@ -341,6 +341,26 @@ def test_what_does_not_fit_a_config_is_one_line(name, key, value, wanted):
         build.build(cli.load_config(name, [(key, value)]))
 
 
+IMAGE_CONFIGS = [n for n in cli.config_names() if not n.startswith("pendulum")]
+
+
+@pytest.mark.parametrize("name", IMAGE_CONFIGS)
+def test_every_image_config_builds_as_it_stands(name):
+    images = Split(np.zeros((200, 28, 28, 1), np.float32), np.zeros(200, np.int64))
+    dataset = Dataset("made", "label", "made", images, images, images, dynamic=True)
+    config = cli.load_config(name)
+    experiment = build.build(config, dataset)
+    params = jax.eval_shape(experiment.init_params, jax.random.key(0))
+    wanted = {"static_mnist_mlp": 40}.get(name, 32)
+    z = jax.ShapeDtypeStruct((7, wanted), jnp.float32)
+    decoded = jax.eval_shape(experiment.model.decode, params, z)
+    assert decoded.logits.shape == (7, 784)
+    assert experiment.model.latent_dim == wanted
+    kappa = {"fashion_mnist": 0.31}.get(name, 0.18)
+    assert (config.beta.kappa, config.beta.nu) == (kappa, 1.0)
+    assert config.objective.num_samples == 16
+
+
 def test_where_to_name_a_data_directory_is_said(tmp_path, monkeypatch):
     monkeypatch.delenv(build.DATA_DIR)
 

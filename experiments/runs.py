@@ -286,16 +286,33 @@ def restore(workdir: str | os.PathLike[str]) -> Restored:
     if newest is None:
         raise cli.UserError(f"{path} holds no checkpoint yet")
     step, state = newest
+    return Restored(run, state, *evaluated(path, run.config, step, state))
+
+
+def evaluated(
+    path: Path, config: ConfigDict, step: int, state: TrainState
+) -> tuple[Params, int]:
+    """The parameters of a run that are evaluated, and the step they were reached at.
+
+    Args:
+      path: directory of the run.
+      config: its config.
+      step: of `state`.
+      state: the newest one.
+
+    Raises:
+      UserError: the best parameters of a run that keeps them are not there.
+    """
     with Checkpointer(path / BEST) as checkpointer:
-        best = checkpointer.restore_latest(like.eval_params)
+        best = checkpointer.restore_latest(state.eval_params)
     if best is not None:
-        return Restored(run, state, best[1], best[0])
-    if run.config.train.patience and validation_bounds(WorkDir(path)):
+        return best[1], best[0]
+    if config.train.patience and validation_bounds(WorkDir(path)):
         raise cli.UserError(
             f"{path / BEST} is missing: the best validation's parameters are lost; "
             "start afresh in another --workdir"
         )
-    return Restored(run, state, state.eval_params, step)
+    return state.eval_params, step
 
 
 def banner(run_source: str, workdir: Path) -> str:
@@ -635,12 +652,12 @@ class _Trainer:
         """Draws the figures and writes summary.json, last of all."""
         from experiments import figures
 
-        params = restore(self.directory.path).params
+        path, config = self.directory.path, self.run_.config
+        params, _ = evaluated(path, config, self.step, self.state)
         for name, figure in figures.training_figures(self.run_, self.directory, params):
-            figures.save(figure, self.directory.path / "figures" / f"{name}.png")
+            figures.save(figure, path / "figures" / f"{name}.png")
         lines = self.directory.metrics()
         seconds = self.seconds()
-        config = self.run_.config.train
         num_parameters = sum(
             leaf.size
             for leaf in jax.tree.leaves(next(self.run_.members(self.state.params)))
@@ -648,17 +665,17 @@ class _Trainer:
         summary = {
             "completed": True,
             "step": self.step,
-            "best_step": self.best_step if config.patience else None,
+            "best_step": self.best_step if config.train.patience else None,
             "final_metrics": [line for line in lines if line["step"] == self.step],
             "parameters": num_parameters,
-            "seed": self.run_.config.seed,
-            "num_seeds": self.run_.config.num_seeds,
+            "seed": config.seed,
+            "num_seeds": config.num_seeds,
             "versions": versions(),
             "git_revision": git_revision(),
             "device": str(jax.devices()[0].device_kind),
             "hardware": hardware(),
             "wall_seconds": seconds,
-            "examples_per_second": self.step * config.batch_size / seconds,
+            "examples_per_second": self.step * config.train.batch_size / seconds,
         }
         write_json(self.directory.path / "summary.json", summary)
         print(f"done: step {self.step} in {seconds:.0f} s, see {self.directory.path}")

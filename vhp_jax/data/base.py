@@ -1,5 +1,6 @@
 """What every data set looks like once it is loaded."""
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,23 @@ class Split(NamedTuple):
     targets: np.ndarray
 
 
+class Motion(NamedTuple):
+    """How the examples of a motion data set are read as bodies.
+
+    Attributes:
+      joints: for each joint that moves, the columns of its angles in an example.
+      points: names of the points of a body, [P].
+      parents: int [P], the point that each one hangs on; -1 for the root.
+      poses: examples [N, D] -> positions of the points, float64 [N, P, 3] in units of
+        the skeleton, y up, the root at a fixed place and turned one fixed way.
+    """
+
+    joints: Mapping[str, tuple[int, ...]]
+    points: tuple[str, ...]
+    parents: np.ndarray
+    poses: Callable[[np.ndarray], np.ndarray]
+
+
 class Dataset(NamedTuple):
     """Training, validation and test split.
 
@@ -34,6 +52,11 @@ class Dataset(NamedTuple):
       test: examples reported at the end.
       dynamic: train holds Bernoulli means of which each training step draws binary
         images anew; validation and test were drawn once with a fixed seed.
+      label_names: what the labels 0, 1, ... stand for; empty where they are digits or
+        there are none.
+      statistics: by name, what the examples were standardised with, of the training
+        split alone; None where they are as the files have them. Kept in checkpoints.
+      motion: how to draw examples that are frames of a motion; None for images.
     """
 
     name: str
@@ -43,6 +66,9 @@ class Dataset(NamedTuple):
     validation: Split
     test: Split
     dynamic: bool = False
+    label_names: tuple[str, ...] = ()
+    statistics: Mapping[str, np.ndarray] | None = None
+    motion: Motion | None = None
 
 
 def check_images(name: str, examples: np.ndarray) -> None:

@@ -3,8 +3,10 @@
     python -m experiments.evaluate --workdir=runs/pendulum --metrics=nll,ols
 
 Metrics: nll (importance-sampled negative log-likelihood), rate_distortion,
-active_units, ols (regression of the angle, pendulum only). nll keeps what it has done
-and goes on after a kill.
+active_units, prior_match (two-sample score of prior and aggregated posterior), ols
+(regression of the angle, pendulum only), neighbours (nearest-neighbour accuracy, sets
+with labels only), smoothness (of interpolations, motions only). nll keeps what it has
+done and goes on after a kill.
 """
 
 from pathlib import Path
@@ -25,8 +27,6 @@ flags.DEFINE_integer("seed", 0, "Seed of the evaluation's own draws.")
 
 def main() -> None:
     """Evaluates as the flags say."""
-    if not FLAGS.workdir:
-        raise cli.UsageError("--workdir=DIR is missing: the directory of a run")
     unknown = [name for name in FLAGS.metrics if name not in metrics.METRICS]
     if unknown:
         raise cli.UsageError(
@@ -35,9 +35,8 @@ def main() -> None:
         )
     if FLAGS.num_samples < 1:
         raise cli.UsageError(f"--num_samples must be >= 1, got {FLAGS.num_samples}")
-    run, _, stacked, step = runs.restore(FLAGS.workdir)
+    run, _, stacked, step = runs.opened(FLAGS.workdir)
     dataset = run.experiment.dataset
-    print(runs.banner(f"{dataset.name} ({dataset.source})", Path(FLAGS.workdir)))
     split = getattr(dataset, FLAGS.split)
     if FLAGS.num_examples is not None:
         if not 2 <= FLAGS.num_examples <= len(split.examples):

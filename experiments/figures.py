@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import runs
+from experiments import runs, views
 from vhp_jax import beta, evaluation, graph, plotting
-from vhp_jax.types import Params
+from vhp_jax.types import Params, PRNGKey
 
 save = plotting.save_figure
 
@@ -32,7 +32,7 @@ def training_figures(
         curve = (run.experiment.dataset.test.targets, fit.fitted)
         figure = plotting.plot_regression({"test set": curve}, {"test set": fit.error})
         yield "regression", figure
-    yield "samples", plotting.plot_image_grid(sample_images(run, params, 64, seed=0))
+    yield "samples", sample_figure(run, params, 64, seed=0)
     yield "reconstructions", reconstruction_figure(run, params)
 
 
@@ -117,35 +117,27 @@ def quarter_circle(
     return split.targets[first], np.arcsin(sine[first]), regression
 
 
-def sample_images(
-    run: runs.Run, params: Params, num_samples: int, seed: int
-) -> np.ndarray:
-    """Ancestral samples: z ~ p(z), then E[x|z]; [num_samples, *example]."""
-    model = run.experiment.model
+def sample_figure(run: runs.Run, params: Params, num_samples: int, seed: int) -> Figure:
+    """Ancestral samples: z ~ p(z), then E[x|z]."""
+    model, view = run.experiment.model, views.view(run.experiment.dataset)
     with jax.default_matmul_precision("highest"):
         z = model.prior.sample(params, jax.random.key(seed), num_samples)
-        images = np.asarray(model.reconstruct(params, z))
-    return np.clip(as_images(run, images), 0.0, 1.0)
-
-
-def as_images(run: runs.Run, flat: np.ndarray) -> np.ndarray:
-    """Examples [N, ...] as grey images [N, H, W], without an axis of one channel."""
-    height, width, *_ = run.experiment.dataset.train.examples.shape[1:]
-    return np.asarray(flat).reshape(-1, height, width)
+        examples = np.asarray(model.reconstruct(params, z))
+    return view.grid(view.frames(examples))
 
 
 def reconstruction_figure(
     run: runs.Run, params: Params, rows: int = 4, across: int = 12
 ) -> Figure:
-    """Rows of test images, each above its reconstruction through the posterior mean.
+    """Rows of test examples, each above its reconstruction through the posterior mean.
 
-    The images are spread evenly over the test set: some sets are in the order of their
+    They are spread evenly over the test set: some sets are in the order of their
     classes.
     """
     test = run.experiment.dataset.test.examples
     count = min(rows * across, len(test))
     examples = test[np.linspace(0, len(test) - 1, count).astype(int)]
-    model = run.experiment.model
+    model, view = run.experiment.model, views.view(run.experiment.dataset)
     with jax.default_matmul_precision("highest"):
         codes = evaluation.encode_dataset(model, params, examples)
         decoded = model.reconstruct(params, jnp.asarray(codes.mean))
@@ -153,11 +145,10 @@ def reconstruction_figure(
     pairs = [
         part[start : start + across]
         for start in range(0, len(examples) - across + 1, across)
-        for part in (as_images(run, examples), as_images(run, np.asarray(decoded)))
+        for part in (view.frames(examples), view.frames(np.asarray(decoded)))
     ]
-    images = np.clip(np.concatenate(pairs), 0.0, 1.0)
-    title = "test images above their reconstructions"
-    return plotting.plot_image_grid(images, title, columns=across)
+    title = "test examples above their reconstructions"
+    return view.grid(np.concatenate(pairs), title, columns=across)
 
 
 def beta_surfaces(nu: float = 1.0, tau: float = 3.0) -> Figure:
@@ -177,39 +168,48 @@ class Interpolation:
     """Shortest paths between encoded test examples of one trained model.
 
     Attributes:
-      graph: neighbour graph over prior samples.
+      graph: neighbour graph over prior samples, its components bridged.
+      num_bridges: how many bridges that took.
       pairs: (start, end) test indices.
       paths: one per pair.
-      frames: decoded paths, each [L, H, W].
+      frames: decoded paths as they are drawn, each [L, ...].
       jumps: bool [L - 1] each.
     """
 
     def __init__(
         self, run: runs.Run, params: Params, pairs: Sequence[tuple[int, int]], seed: int
     ):
-        config, model = run.config.graph, run.experiment.model
+        model = run.experiment.model
         examples = run.experiment.dataset.test.examples
         for index in np.ravel(pairs):
             if not 0 <= index < len(examples):
                 raise ValueError(
                     f"no test example {index}; wanted 0 to {len(examples) - 1}"
                 )
-        samples = model.prior.sample(params, jax.random.key(seed), config.num_nodes)
         self.pairs = pairs
-        self.graph = graph.build_graph(np.asarray(samples), config.num_neighbours)
+        self.graph, self.num_bridges = prior_graph(run, params, jax.random.key(seed))
         starts, ends = (
             evaluation.encode_dataset(model, params, examples[list(side)]).mean
             for side in zip(*pairs, strict=True)
         )
         self.paths = graph.shortest_paths(self.graph, starts, ends)
-        self.frames = []
-        for path in self.paths:
-            decoded = model.reconstruct(params, jnp.asarray(path.points, jnp.float32))
-            self.frames.append(as_images(run, np.asarray(decoded)))
+        self._run, self._params = run, params
+        self.frames = [self._decode(path.points) for path in self.paths]
         self.jumps = [graph.find_jumps(frames) for frames in self.frames]
 
+    def _decode(self, points: np.ndarray) -> np.ndarray:
+        experiment = self._run.experiment
+        z = jnp.asarray(points, jnp.float32)
+        with jax.default_matmul_precision("highest"):
+            decoded = experiment.model.reconstruct(self._params, z)
+        return views.view(experiment.dataset).frames(np.asarray(decoded))
+
+    def even_frames(self, number: int, num: int) -> np.ndarray:
+        """`num` frames of a path, evenly spaced in latent space, for an animation."""
+        return self._decode(graph.resample_path(self.paths[number].points, num))
+
     def panel(self, title: str) -> plotting.GraphPanel:
-        """The graph with its paths, for Fig. 3."""
+        """The graph with its paths, for Figs. 3 and 6."""
         return plotting.GraphPanel(
             title,
             self.graph.nodes,
@@ -219,36 +219,67 @@ class Interpolation:
         )
 
 
-def default_pair(run: runs.Run) -> tuple[int, int]:
-    """Test examples whose targets are nearest to the config's end points.
-
-    Without targets, the first and the last.
-    """
-    targets = run.experiment.dataset.test.targets
-    if run.experiment.dataset.target_kind == "none":
-        return 0, len(targets) - 1
-    if run.experiment.dataset.target_kind == "angle":
-
-        def distance(target: float) -> np.ndarray:
-            return np.abs((targets - target + math.pi) % (2.0 * math.pi) - math.pi)
-    else:
-
-        def distance(target: float) -> np.ndarray:
-            return np.abs(targets - target)
-
+def prior_graph(
+    run: runs.Run, params: Params, key: PRNGKey
+) -> tuple[graph.LatentGraph, int]:
+    """The config's graph over prior samples, bridged, and its number of bridges."""
     config = run.config.graph
-    start, end = (
-        int(np.argmin(distance(t))) for t in (config.start_target, config.end_target)
-    )
-    return start, end
+    samples = run.experiment.model.prior.sample(params, key, config.num_nodes)
+    built = graph.build_graph(np.asarray(samples), config.num_neighbours)
+    return graph.bridge_components(built), len(built.component_sizes) - 1
 
 
-def strips(interpolations: Mapping[str, Interpolation]) -> Figure:
-    """Fig. 4: the first path of each method, jumps boxed."""
-    return plotting.plot_strips(
-        {name: np.clip(i.frames[0], 0.0, 1.0) for name, i in interpolations.items()},
-        {name: i.jumps[0] for name, i in interpolations.items()},
+def default_pairs(run: runs.Run) -> list[tuple[int, int]]:
+    """Test examples at the config's end points; the first and last without targets.
+
+    Of an angle the nearest example is taken; of a label, that label's example a quarter
+    of the way through the set for a start, three quarters for an end.
+    """
+    dataset, config = run.experiment.dataset, run.config.graph
+    targets = dataset.test.targets
+    if dataset.target_kind == "none":
+        return [(0, len(targets) - 1)]
+
+    def nearest(target: float, share: float) -> int:
+        if dataset.target_kind == "angle":
+            turn = (targets - target + math.pi) % (2.0 * math.pi) - math.pi
+            return int(np.argmin(np.abs(turn)))
+        found = np.flatnonzero(targets == target)
+        if not len(found):
+            raise ValueError(f"no test example has the label {target}")
+        return int(found[int(share * len(found))])
+
+    if len(config.start_targets) != len(config.end_targets):
+        raise ValueError(
+            f"config.graph has {len(config.start_targets)} start_targets but "
+            f"{len(config.end_targets)} end_targets"
+        )
+    ends = zip(config.start_targets, config.end_targets, strict=True)
+    return [(nearest(start, 0.25), nearest(end, 0.75)) for start, end in ends]
+
+
+def strips(
+    view: views.View, interpolations: Mapping[str, Interpolation], number: int = 0
+) -> Figure:
+    """Figs. 4, 7 and 19: one path of each method, jumps boxed."""
+    return view.strips(
+        {name: found.frames[number] for name, found in interpolations.items()},
+        {name: found.jumps[number] for name, found in interpolations.items()},
     )
+
+
+def latent_space(run: runs.Run, params: Params, step: int) -> plotting.Snapshot:
+    """Posterior of the test set and as many prior samples, for Figs. 5 and 18.
+
+    Classes have their names for colours, angles their radians.
+    """
+    dataset, model = run.experiment.dataset, run.experiment.model
+    split = dataset.test
+    codes = evaluation.encode_dataset(model, params, split.examples)
+    drawn = model.prior.sample(params, jax.random.key(0), len(split.examples))
+    names = np.array(dataset.label_names)
+    color = names[split.targets] if len(names) else split.targets
+    return plotting.Snapshot(step, codes.mean, codes.scale, np.asarray(drawn), color)
 
 
 def save_all(figures: Mapping[str, Figure], folder: Path) -> None:

@@ -5,7 +5,7 @@
 
 Without end points the config's own are taken (pendulum: 0 and 180 degrees). Draws the
 graph with its paths and the decoded strip into WORKDIR/figures, and writes the paths to
-WORKDIR/interpolation.npz.
+WORKDIR/interpolation.npz. Of motions each path is also a GIF that plays in any browser.
 """
 
 from pathlib import Path
@@ -13,8 +13,11 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import cli, figures, runs
+from experiments import cli, figures, runs, views
 from vhp_jax import plotting
+from vhp_jax.data import Dataset
+
+NUM_FRAMES = 100  # of an animation: four seconds
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Directory of a run.")
@@ -55,34 +58,39 @@ def chosen_pairs(run: runs.Run) -> list[tuple[int, int]]:
             raise cli.UsageError("--pairs and --start/--end exclude each other")
         return read_pairs(FLAGS.pairs)
     if ends == (None, None):
-        return [figures.default_pair(run)]
+        return figures.default_pairs(run)
     if None in ends:
         raise cli.UsageError("--start and --end go together")
     return [(FLAGS.start, FLAGS.end)]
 
 
+def described(dataset: Dataset, pair: tuple[int, int]) -> str:
+    """A pair of test examples in words."""
+    name = f"test {pair[0]} to {pair[1]}"
+    if dataset.label_names:
+        start, end = (dataset.label_names[dataset.test.targets[i]] for i in pair)
+        name += f" ({start} to {end})"
+    return name
+
+
 def main() -> None:
     """Interpolates as the flags say."""
-    if not FLAGS.workdir:
-        raise cli.UsageError("--workdir=DIR is missing: the directory of a run")
-    run, _, stacked, _ = runs.restore(FLAGS.workdir)
+    restored = runs.opened(FLAGS.workdir)
+    run, workdir = restored.run, Path(FLAGS.workdir)
     dataset = run.experiment.dataset
-    workdir = Path(FLAGS.workdir)
-    print(runs.banner(f"{dataset.name} ({dataset.source})", workdir))
-    if len(run.seeds) > 1:
-        print(f"seed {run.seeds[0]}, the first of {len(run.seeds)}")
-    params = next(run.members(stacked))
-    interpolation = figures.Interpolation(run, params, chosen_pairs(run), FLAGS.seed)
+    interpolation = figures.Interpolation(
+        run, restored.first(), chosen_pairs(run), FLAGS.seed
+    )
+    if interpolation.num_bridges:
+        print(
+            f"the graph had {interpolation.num_bridges + 1} components, now joined by "
+            "their shortest bridges"
+        )
     strips, jumps = {}, {}
-    for pair, path, frames, jump in zip(
-        interpolation.pairs,
-        interpolation.paths,
-        interpolation.frames,
-        interpolation.jumps,
-        strict=True,
-    ):
-        name = f"test {pair[0]} to {pair[1]}"
-        strips[name], jumps[name] = np.clip(frames, 0.0, 1.0), jump
+    for number, pair in enumerate(interpolation.pairs):
+        path, jump = interpolation.paths[number], interpolation.jumps[number]
+        name = described(dataset, pair)
+        strips[name], jumps[name] = interpolation.frames[number], jump
         print(
             f"{name}: {len(path.points)} points, length {path.length:.3f}, "
             f"{int(jump.sum())} jumps"
@@ -90,11 +98,18 @@ def main() -> None:
     arrays = {f"points_{i}": path.points for i, path in enumerate(interpolation.paths)}
     arrays["pairs"] = np.array(interpolation.pairs)
     runs.write_npz(workdir / "interpolation.npz", **arrays)
-    drawn = {"strip": plotting.plot_strips(strips, jumps)}
+    view = views.view(dataset)
+    drawn = {"strip": view.strips(strips, jumps)}
     if run.experiment.model.latent_dim == 2:
         panel = interpolation.panel(workdir.name)
         drawn["graph"] = plotting.plot_latent_graphs([panel])
     figures.save_all(drawn, workdir / "figures")
+    if isinstance(view, views.Bodies):
+        for number, name in enumerate(strips):
+            file = workdir / "figures" / f"path_{number}.gif"
+            frames = interpolation.even_frames(number, NUM_FRAMES)
+            plotting.save_animation(frames, view.skeleton, file, name)
+            print(f"wrote {file}")
 
 
 if __name__ == "__main__":

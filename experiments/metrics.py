@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import cli, runs
-from vhp_jax import evaluation
+from experiments import cli, figures, runs
+from vhp_jax import evaluation, graph
 from vhp_jax.data import Split
 from vhp_jax.types import Params, PRNGKey
 
@@ -250,9 +250,97 @@ def ols(setting: Setting) -> Result:
     }
 
 
+def neighbours(setting: Setting) -> Result:
+    """Whether the labels lie apart in latent space: Sec. 4.2."""
+    if setting.run.experiment.dataset.target_kind != "label":
+        raise cli.UserError("neighbours wants a data set with labels")
+    model, split = setting.run.experiment.model, setting.split
+    codes = evaluation.encode_dataset(model, setting.params, split.examples)
+    accuracy = evaluation.neighbour_accuracy(codes.mean, split.targets)
+    return {
+        "value": accuracy,
+        "stderr": math.sqrt(accuracy * (1.0 - accuracy) / len(split.targets)),
+        "num_samples": 1,
+        "estimator": "leave-one-out accuracy of a vote of 5 nearest posterior means",
+    }
+
+
+def prior_match(setting: Setting) -> Result:
+    """Whether the prior is the aggregated posterior: Sec. 2.1, Fig. 5."""
+    model, examples = setting.run.experiment.model, setting.split.examples
+    key_prior, key_posterior = jax.random.split(setting.key("prior_match"))
+    codes = evaluation.encode_dataset(model, setting.params, examples)
+    noise = jax.random.normal(key_posterior, codes.mean.shape)
+    posterior = codes.mean + codes.scale * np.asarray(noise)
+    prior = model.prior.sample(setting.params, key_prior, len(examples))
+    score = evaluation.compare_samples(np.asarray(prior), posterior)
+    return {
+        "value": score.accuracy,
+        "stderr": score.accuracy_stderr,
+        "num_samples": len(examples),
+        "estimator": "leave-one-out accuracy of a 5-nearest-neighbour classifier of "
+        "prior against aggregated posterior; 0.5 where they agree",
+        "squared_maximum_mean_discrepancy": score.discrepancy,
+    }
+
+
+NUM_GRAPHS, PAIRS_PER_GRAPH = 10, 100  # of Fig. 8
+NUM_POINTS = 100  # that a path is resampled to
+
+
+def smoothness(setting: Setting) -> Result:
+    """Movement smoothness factor of random interpolations: Fig. 8."""
+    experiment, params = setting.run.experiment, setting.params
+    dataset, model = experiment.dataset, experiment.model
+    if dataset.motion is None or dataset.statistics is None:
+        raise cli.UserError("smoothness wants a data set of motions, such as cmu_vhp's")
+    codes = evaluation.encode_dataset(model, params, setting.split.examples).mean
+    generator = np.random.default_rng(setting.seed)
+    paths, bridges = [], []
+    for key in jax.random.split(setting.key("smoothness"), NUM_GRAPHS):
+        latent_graph, num_bridges = figures.prior_graph(setting.run, params, key)
+        pairs = [
+            generator.choice(len(codes), 2, replace=False)
+            for _ in range(PAIRS_PER_GRAPH)
+        ]
+        starts, ends = codes[np.transpose(pairs)]
+        found = graph.shortest_paths(latent_graph, starts, ends)
+        paths += [path.points for path in found]
+        bridges.append(num_bridges)
+    joints, units = dataset.motion.joints, np.rad2deg(dataset.statistics["scale"])
+
+    def factors(num_points: int | None) -> Result:
+        """Over paths and joints, with the spread over paths."""
+        by_joint = evaluation.smoothness(
+            model, params, paths, joints, units, num_points
+        )
+        by_graph = by_joint.reshape(NUM_GRAPHS, -1).mean(axis=1)
+        return {
+            "value": by_graph.mean(),
+            "stderr": by_graph.std(ddof=1) / math.sqrt(NUM_GRAPHS),
+            "joint_mean": by_joint.mean(axis=0),
+            "joint_deviation": by_joint.std(axis=0, ddof=1),
+        }
+
+    return {
+        **factors(NUM_POINTS),
+        "num_samples": len(paths),
+        "estimator": "RMS second difference of joint angles, degrees per squared step, "
+        f"paths resampled to {NUM_POINTS} points; mean over joints and paths",
+        "joints": list(joints),
+        "raw": factors(None),
+        "raw_estimator": "the same of the paths as the graph gives them (the paper's)",
+        "mean_path_points": np.mean([len(path) for path in paths]),
+        "mean_bridges": np.mean(bridges),
+    }
+
+
 METRICS: dict[str, Callable[[Setting], Result]] = {
     "nll": nll,
     "rate_distortion": rate_distortion,
     "active_units": active_units,
     "ols": ols,
+    "neighbours": neighbours,
+    "prior_match": prior_match,
+    "smoothness": smoothness,
 }

@@ -10,9 +10,9 @@ for a table, results/figures/*.png for a figure) are written anew from what is c
 there. A row that is not complete stands as "not run".
 
 Targets: table1, table1_plain, ablation; table2 (the paper's networks, for a GPU),
-table2_mlp (the peers' MLP on static MNIST, for a CPU); fig1, fig2, fig3, fig4, fig12,
-fig13, fig14, fig15, fig16, fig18, fig20, fig21 by their numbers in the arXiv version,
-and fig10 of the later one.
+table2_mlp (the peers' MLP on static MNIST, for a CPU); motion (CMU movements, what the
+paper gives as Fig. 8); fig1 to fig8, fig12 to fig16, fig18 to fig21 by their numbers in
+the arXiv version, and fig10 of the later one.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import cli, figures, metrics, runs, tables
+from experiments import cli, figures, metrics, runs, tables, views
 from experiments.tables import TABLES, Row, Table
 from vhp_jax import evaluation, plotting
 
@@ -69,12 +69,15 @@ def train_rows(table: Table, rows: Sequence[Row], seeds: int, deadline: float) -
             runs.train(row.resolved(seed), path, left)
 
 
-def measured(table: Table, row: Row, seed: int, deadline: float) -> metrics.Result:
-    """The table's metric on the whole test set, from its file if that is there.
+def measured(
+    table: Table, row: Row, seed: int, deadline: float, metric: str | None = None
+) -> metrics.Result:
+    """The table's metric (or another) on the whole test set, from its file if there.
 
     Raises:
       OutOfTimeError: it is not, takes long, and the deadline came first.
     """
+    metric = metric or table.metric
     path = folder(table, row, seed)
     runs.check_config(path, row.resolved(seed))
     summary = runs.read_json(path / "summary.json")
@@ -83,18 +86,18 @@ def measured(table: Table, row: Row, seed: int, deadline: float) -> metrics.Resu
         "split": "test",
         "evaluation_seed": 0,
     }
-    if table.metric == "nll":
+    if metric == "nll":
         wanted["num_samples"] = metrics.NUM_SAMPLES
-    file = path / "eval" / f"{table.metric}.json"
+    file = path / "eval" / f"{metric}.json"
     if file.exists():
         found = runs.read_json(file)
         if wanted.items() <= found.items() and found.get("whole_split"):
             return found
-    if table.metric == "nll" and time.monotonic() >= deadline:
-        raise metrics.OutOfTimeError(f"{table.metric} is not measured")
+    if metric == "nll" and time.monotonic() >= deadline:
+        raise metrics.OutOfTimeError(f"{metric} is not measured")
     run, _, params, step = runs.restore(path)
     return metrics.measure(
-        table.metric,
+        metric,
         metrics.Setting(
             run,
             params,
@@ -154,6 +157,12 @@ def row_record(
         | {"seed_numbers": numbers, "steps": steps}
         | {name: [result[name] for result in results] for name in table.details}
         | {
+            metric: [
+                measured(table, row, n, deadline, metric)["value"] for n in numbers
+            ]
+            for metric in table.also
+        }
+        | {
             f"final_{name}": [state[name] for state in reached]
             for name in ("beta", "constraint", "rate")
         }
@@ -179,10 +188,11 @@ def markdown(table: Table, records: list[dict[str, Any]]) -> str:
     several = len({record["dataset"] for record in records}) > 1
     published = any(record.get("published") is not None for record in records)
     head = ["method", *["data"] * several, table.header, "each seed"]
+    head += [f"{metric} (mean)" for metric in table.also]
     head += ["rate (nats)", "final beta", "steps", *["published"] * published, "paper"]
     lines = [head]
     for record in records:
-        ours = ["not run", "", "", "", ""]
+        ours = ["not run", "", "", "", "", *[""] * len(table.also)]
         if record["mean"] is not None:
             error = record["stderr"]
             number = f"{{:.{table.digits}f}}".format
@@ -190,6 +200,7 @@ def markdown(table: Table, records: list[dict[str, Any]]) -> str:
             ours = [
                 f"{number(record['mean'])}{spread}",
                 ", ".join(map(number, record["seeds"])),
+                *[f"{np.mean(record[metric]):.3f}" for metric in table.also],
                 f"{np.mean(record['final_rate']):.1f}",
                 f"{np.mean(record['final_beta']):.3g}",
                 ", ".join(f"{step:,}" for step in np.unique(record["steps"])),
@@ -235,6 +246,8 @@ def write_table(
 
 PENDULUM = tables.TABLE1  # the figures of Sec. 4.1 are of its rows
 MLP = tables.TABLE2_MLP
+MOTION = tables.MOTION
+MOTION_ROWS = [row.name for row in MOTION.rows]
 
 
 def completed(table: Table, name: str) -> Path:
@@ -255,23 +268,42 @@ def snapshots(name: str) -> Figure:
     return figures.snapshot_figure(runs.WorkDir(completed(PENDULUM, name)), 1, name)
 
 
-def interpolations(names: list[str]) -> dict[str, figures.Interpolation]:
-    """Paths from 0 to 180 degrees for seed 1 of each row."""
+def interpolations(table: Table, names: list[str]) -> dict[str, figures.Interpolation]:
+    """Paths between the default end points for seed 1 of each row."""
     found = {}
     for name in names:
-        run, _, params, _ = restored(PENDULUM, name)
-        pair = figures.default_pair(run)
-        found[name] = figures.Interpolation(run, params, [pair], seed=0)
+        run, _, params, _ = restored(table, name)
+        pairs = figures.default_pairs(run)
+        found[name] = figures.Interpolation(run, params, pairs, seed=0)
     return found
 
 
+def latent_graphs(table: Table, names: list[str]) -> Figure:
+    """Graphs over prior samples with the paths between the default end points."""
+    found = interpolations(table, names)
+    return plotting.plot_latent_graphs([i.panel(name) for name, i in found.items()])
+
+
+def latent_spaces(table: Table, names: list[str]) -> Figure:
+    """Posterior and prior of each row at the end of training."""
+    spaces = {}
+    angles = False
+    for name in names:
+        run, _, params, step = restored(table, name)
+        spaces[name] = figures.latent_space(run, params, step)
+        angles = run.experiment.dataset.target_kind == "angle"
+    color_by: Literal["angle", "class"] = "angle" if angles else "class"
+    return plotting.plot_latent_spaces(spaces, color_by=color_by)
+
+
+def path_strips(table: Table, names: list[str], *numbers: int) -> list[Figure]:
+    """Decoded paths of each row, by the number of the default pair."""
+    found = interpolations(table, names)
+    view = views.view(restored(table, names[0]).run.experiment.dataset)
+    return [figures.strips(view, found, number) for number in numbers]
+
+
 COMPARED = ["VHP + REWO", "VHP + GECO", "IWAE (L=1)"]
-
-
-def fig3() -> dict[str, Figure]:
-    """Graphs over prior samples with the path from 0 to 180 degrees."""
-    panels = [found.panel(name) for name, found in interpolations(COMPARED).items()]
-    return {"fig3_graphs": plotting.plot_latent_graphs(panels)}
 
 
 def fig15() -> dict[str, Figure]:
@@ -289,21 +321,6 @@ def fig15() -> dict[str, Figure]:
         "fig15_quarter_circle": plotting.plot_quarter_circle(quarter, errors),
         "fig15_regression": plotting.plot_regression(whole, errors),
     }
-
-
-def fig18() -> dict[str, Figure]:
-    """Posterior and prior of REWO, GECO and IWAE at the end of training."""
-    panels = {}
-    for name in COMPARED:
-        run, _, params, step = restored(PENDULUM, name)
-        split = run.experiment.dataset.test
-        model = run.experiment.model
-        codes = evaluation.encode_dataset(model, params, split.examples)
-        drawn = model.prior.sample(params, jax.random.key(0), len(split.examples))
-        panels[name] = plotting.Snapshot(
-            step, codes.mean, codes.scale, np.asarray(drawn), split.targets
-        )
-    return {"fig18_latent_spaces": plotting.plot_latent_spaces(panels)}
 
 
 TRAINING = ["VHP + REWO", "VHP + GECO", "VHP + WU (100 epochs)"]
@@ -329,6 +346,41 @@ def fig21() -> dict[str, Figure]:
         found = evaluation.active_units(run.experiment.model, params, key, test)
         kl[name] = np.sort(found.kl)[::-1]
     return {"fig21_active_units": plotting.plot_active_units(kl)}
+
+
+def fig8() -> dict[str, Figure]:
+    """Smoothness factor of each joint, mean and deviation over all paths and seeds."""
+    resampled, raw, joints = {}, {}, []
+    for name in MOTION_ROWS:
+        row = MOTION.named(name)
+        found = [
+            measured(MOTION, row, seed, math.inf)
+            for seed in range(1, MOTION.num_seeds + 1)
+            if is_complete(folder(MOTION, row, seed))
+        ]
+        joints = found[0]["joints"]
+        resampled[name] = pooled(found)
+        raw[name] = pooled([result["raw"] for result in found])
+    unit = "degrees / step²"
+    return {
+        "fig8_smoothness": plotting.plot_smoothness(resampled, joints, unit),
+        "fig8_smoothness_raw": plotting.plot_smoothness(raw, joints, unit),
+    }
+
+
+def pooled(results: Sequence[metrics.Result]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each joint over several seeds' paths, as many of each."""
+    means = np.array([result["joint_mean"] for result in results])  # [seeds, J]
+    deviations = np.array([result["joint_deviation"] for result in results])
+    mean = means.mean(axis=0)
+    variance = (np.square(deviations) + np.square(means - mean)).mean(axis=0)
+    return mean, np.sqrt(variance)
+
+
+def fig19() -> dict[str, Figure]:
+    """The three paths of App. C: within walking, and two between movements."""
+    drawn = path_strips(MOTION, MOTION_ROWS, 1, 2, 3)
+    return {f"fig19_strips_{i}": figure for i, figure in enumerate(drawn, start=1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,6 +411,13 @@ def over_training(name: str, file: str) -> Target:
     return Target(PENDULUM, [name], 1, lambda: {file: snapshots(name)})
 
 
+def one(
+    table: Table, names: list[str], file: str, draw: Callable[..., Figure]
+) -> Target:
+    """One figure of seed 1 of some rows."""
+    return Target(table, names, 1, lambda: {file: draw(table, names)})
+
+
 PAPER_ROWS = [row.name for row in PENDULUM.rows if row.paper is not None]
 TARGETS = {
     **{name: whole(table) for name, table in TABLES.items()},
@@ -374,20 +433,20 @@ TARGETS = {
             "fig2b_geco": snapshots("VHP + GECO"),
         },
     ),
-    "fig3": Target(PENDULUM, COMPARED, 1, fig3),
-    "fig4": Target(
-        PENDULUM,
-        COMPARED,
-        1,
-        lambda: {"fig4_strips": figures.strips(interpolations(COMPARED))},
-    ),
+    "fig3": one(PENDULUM, COMPARED, "fig3_graphs", latent_graphs),
+    "fig4": one(PENDULUM, COMPARED, "fig4_strips", lambda *of: path_strips(*of, 0)[0]),
+    "fig5": one(MOTION, MOTION_ROWS, "fig5_latent_spaces", latent_spaces),
+    "fig6": one(MOTION, MOTION_ROWS, "fig6_graphs", latent_graphs),
+    "fig7": one(MOTION, MOTION_ROWS, "fig7_strips", lambda *of: path_strips(*of, 0)[0]),
+    "fig8": Target(MOTION, MOTION_ROWS, None, fig8),
     "fig10": over_training("VHP + REWO (App. B.1)", "fig10_rewo_alternative"),
     "fig12": over_training("VHP", "fig12_vhp"),
     "fig13": over_training("VHP + WU (20 epochs)", "fig13_wu20"),
     "fig14": over_training("VHP + WU (200 epochs)", "fig14_wu200"),
     "fig15": Target(PENDULUM, PAPER_ROWS, 1, fig15),
     "fig16": over_training("VHP + REWO (K = 1)", "fig16_elbo"),
-    "fig18": Target(PENDULUM, COMPARED, 1, fig18),
+    "fig18": one(PENDULUM, COMPARED, "fig18_latent_spaces", latent_spaces),
+    "fig19": Target(MOTION, MOTION_ROWS, 1, fig19),
     "fig20": Target(MLP, TRAINING, 1, fig20),
     "fig21": Target(MLP, ["VHP + REWO", "VHP + WU (100 epochs)"], 1, fig21),
 }

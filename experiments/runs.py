@@ -231,7 +231,13 @@ class Run:
                 self.experiment.optimizers,
                 self.experiment.beta_scheme,
                 keep_average=self.config.train.average_decay > 0.0,
+                statistics=statistics,
             )
+
+        found = self.experiment.dataset.statistics
+        statistics = None
+        if found is not None:
+            statistics = {name: np.float32(array) for name, array in found.items()}
 
         keys = [jax.random.key(seed) for seed in self.seeds]
         if len(keys) == 1:
@@ -265,6 +271,10 @@ class Restored(NamedTuple):
     params: Params
     step: int
 
+    def first(self) -> Params:
+        """The parameters of the first seed."""
+        return next(self.run.members(self.params))
+
 
 def restore(workdir: str | os.PathLike[str]) -> Restored:
     """Rebuilds a run and its newest whole checkpoint.
@@ -286,7 +296,25 @@ def restore(workdir: str | os.PathLike[str]) -> Restored:
     if newest is None:
         raise cli.UserError(f"{path} holds no checkpoint yet")
     step, state = newest
+    check_statistics(path, run, state)
     return Restored(run, state, *evaluated(path, run.config, step, state))
+
+
+def opened(workdir: str | None) -> Restored:
+    """`restore` for a command: says first what it works on.
+
+    Raises:
+      UsageError: `workdir` is not given.
+      UserError: there is no run or no checkpoint in it.
+    """
+    if not workdir:
+        raise cli.UsageError("--workdir=DIR is missing: the directory of a run")
+    restored = restore(workdir)
+    run, dataset = restored.run, restored.run.experiment.dataset
+    print(banner(f"{dataset.name} ({dataset.source})", Path(workdir)), flush=True)
+    if len(run.seeds) > 1:
+        print(f"{len(run.seeds)} seeds from {run.seeds[0]}; pictures are of the first")
+    return restored
 
 
 def evaluated(
@@ -313,6 +341,20 @@ def evaluated(
             "start afresh in another --workdir"
         )
     return state.eval_params, step
+
+
+def check_statistics(path: Path, run: Run, state: TrainState) -> None:
+    """Refuses a checkpoint whose data were standardised otherwise than these."""
+    if state.statistics is None:
+        return
+    kept = next(run.members(state.statistics))
+    for name, array in (run.experiment.dataset.statistics or {}).items():
+        gap = np.abs(np.asarray(kept[name]) / np.float32(array) - 1.0).max()
+        if not np.allclose(kept[name], np.float32(array), rtol=1e-5, atol=1e-7):
+            raise cli.UserError(
+                f"{path} was trained on data of another {name}: a relative gap of up "
+                f"to {gap:.2g}; wanted the files that it was trained on"
+            )
 
 
 def banner(run_source: str, workdir: Path) -> str:
@@ -405,6 +447,7 @@ class _Trainer:
             self.directory.rewind_metrics(0)
             return state
         step, state = found
+        check_statistics(self.directory.path, self.run_, state)
         self.saved_step = step
         lines = self.directory.rewind_metrics(step)
         trained = [line for line in lines if "split" not in line]

@@ -58,6 +58,7 @@ class Table:
       folder: of the runs; tables may share it where their rows' names differ.
       details: what else of the metric's file the results keep, one value a seed.
       num_seeds: where the command line does not say.
+      also: other metrics that are measured, one value a seed.
     """
 
     rows: tuple[Row, ...]
@@ -68,6 +69,7 @@ class Table:
     folder: str
     details: tuple[str, ...]
     num_seeds: int
+    also: tuple[str, ...] = ()
 
     def path(self, workdir: str, row: Row, seed: int) -> Path:
         """Work directory of one seed of a row."""
@@ -248,10 +250,32 @@ TABLE2_MLP = likelihood_table(
     num_seeds=1,
 )
 
+# --- Human motion: Sec. 4.2 ----------------------------------------------------------
+
+MOTION = Table(
+    tuple(
+        Row(name, config, {}, "CMU motion")
+        for name, config in {
+            "VHP + REWO": "cmu_vhp",
+            "VampPrior": "cmu_vamp",
+            "IWAE": "cmu_iwae",
+        }.items()
+    ),
+    metric="smoothness",
+    description="smoothness factor, degrees per squared step, even steps, test set",
+    header="smoothness, mean ± s.e. (°/step²)",
+    digits=3,
+    folder="motion",
+    details=("raw", "mean_path_points", "mean_bridges"),
+    num_seeds=3,
+    also=("neighbours", "prior_match"),
+)
+
 TABLES = {
     "table1": TABLE1,
     "table1_plain": TABLE1_PLAIN,
     "ablation": ABLATION,
     "table2": TABLE2,
     "table2_mlp": TABLE2_MLP,
+    "motion": MOTION,
 }

@@ -32,7 +32,7 @@ ARROWS = {
     "model": {"types", "distributions", "priors"},
     "objectives": {"types", "distributions", "model"},
     "training": {"types", "beta", "objectives"},
-    "evaluation": {"types", "distributions", "model", "objectives", "priors"},
+    "evaluation": {"types", "distributions", "graph", "model", "objectives", "priors"},
     "data": {"data"},
 }
 

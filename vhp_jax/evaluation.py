@@ -1,4 +1,4 @@
-"""Measures of a trained model: likelihood, rate and distortion, active units, angles.
+"""Measures of a trained model: likelihood, rates, angles, neighbours, smoothness.
 
 Everything heavy is one compiled program per batch of examples; everything returned is
 NumPy.
@@ -7,7 +7,7 @@ NumPy.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import jax
@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
+from vhp_jax import graph
 from vhp_jax.distributions import kl_to_standard_normal
 from vhp_jax.model import VAE
 from vhp_jax.objectives import Objective, joint_samples
@@ -310,6 +311,160 @@ def count_crossings(polygon: np.ndarray) -> int:
     apart = orientation(start) * orientation(end) < 0  # [i, j]: i's line splits j
     crossing = apart & apart.T
     return int(np.triu(crossing, 2).sum())
+
+
+# --- Neighbourhoods of the latent space ----------------------------------------------
+
+
+def neighbour_accuracy(
+    points: np.ndarray, labels: np.ndarray, num_neighbours: int = 5
+) -> float:
+    """Leave-one-out accuracy of a vote among the nearest neighbours.
+
+    Args:
+      points: [N, D], usually posterior means.
+      labels: int [N], from 0.
+      num_neighbours: who vote; among labels with as many votes the nearest one wins.
+
+    Returns:
+      Share of points whose label is that of the vote.
+
+    Raises:
+      ValueError: shapes do not fit, points are not finite or too few.
+    """
+    labels = np.asarray(labels)
+    if labels.shape != np.shape(points)[:1]:
+        raise ValueError(
+            f"labels must have shape {np.shape(points)[:1]}, got {labels.shape}"
+        )
+    votes = labels[graph.nearest_neighbours(points, num_neighbours)]  # [N, k]
+    # The nearer of two voters counts a little more: enough to break a tie only.
+    weights = 1.0 + np.linspace(0.5, 0.0, num_neighbours) / num_neighbours
+    counts = ((votes[:, :, None] == np.unique(labels)) * weights[:, None]).sum(axis=1)
+    return float((np.unique(labels)[counts.argmax(axis=1)] == labels).mean())
+
+
+class TwoSampleScore(NamedTuple):
+    """How far two samples are from being of one distribution.
+
+    Attributes:
+      accuracy: leave-one-out accuracy of a 5-nearest-neighbour classifier that tells
+        the samples apart; 1/2 where nothing does, 1 where they lie apart.
+      accuracy_stderr: standard error, as of a binomial share.
+      discrepancy: squared maximum mean discrepancy, Gaussian kernel, bandwidth at the
+        median distance; unbiased, hence sometimes below 0.
+    """
+
+    accuracy: float
+    accuracy_stderr: float
+    discrepancy: float
+
+
+def compare_samples(first: np.ndarray, second: np.ndarray) -> TwoSampleScore:
+    """Two-sample scores, for a prior against the aggregated posterior.
+
+    The classifier test is that of Lopez-Paz and Oquab (2017), the discrepancy the
+    U-statistic of Gretton et al. (2012), Eq. 3. Neither depends on the scale of space.
+
+    Args:
+      first: [N, D], finite, N > 5.
+      second: [N, D], as many, so that a guess is right half of the time.
+
+    Raises:
+      ValueError: shapes differ or values are not finite.
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if first.shape != second.shape or first.ndim != 2:
+        raise ValueError(
+            f"samples must have one shape [N, D], got {first.shape} and {second.shape}"
+        )
+    num = len(first)
+    pooled = np.concatenate([first, second])
+    labels = np.repeat([0, 1], num)
+    accuracy = neighbour_accuracy(pooled, labels)
+    squares = np.square(pooled).sum(axis=1)
+    distances = squares[:, None] + squares - 2.0 * pooled @ pooled.T  # squared
+    off_diagonal = ~np.eye(2 * num, dtype=bool)
+    bandwidth = max(np.median(distances[off_diagonal]), np.finfo(float).tiny)
+    kernel = np.where(off_diagonal, np.exp(-np.maximum(distances, 0.0) / bandwidth), 0)
+    within = kernel[:num, :num].sum() + kernel[num:, num:].sum()
+    across = kernel[:num, num:].sum()
+    return TwoSampleScore(
+        accuracy,
+        math.sqrt(accuracy * (1.0 - accuracy) / (2 * num)),
+        float(within / (num * (num - 1)) - 2.0 * across / num**2),
+    )
+
+
+# --- Smoothness of interpolations ----------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _second_differences(
+    model: VAE,
+    params: Params,
+    points: Float[Array, "P L D"],
+    lengths: Int[Array, "P"],
+    units: Float[Array, "features"],
+) -> Float[Array, "P features"]:
+    """Mean squared second difference of each feature along each decoded path."""
+    frames = units * model.decode(params, points).mean  # [P, L, features]
+    second = frames[:, 2:] - 2.0 * frames[:, 1:-1] + frames[:, :-2]
+    inside = jnp.arange(second.shape[1]) < lengths[:, None] - 2  # [P, L - 2]
+    total = jnp.sum(jnp.where(inside[:, :, None], jnp.square(second), 0.0), axis=1)
+    return total / (lengths[:, None] - 2)
+
+
+@_in_full_precision
+def smoothness(
+    model: VAE,
+    params: Params,
+    paths: Sequence[np.ndarray],
+    joints: Mapping[str, Sequence[int]],
+    units: np.ndarray,
+    num_points: int | None = None,
+) -> np.ndarray:
+    """Movement smoothness factor of interpolations: Sec. 4.2, Fig. 8; less is smoother.
+
+    The RMS of the second-order finite difference along the decoded path, over its inner
+    points and the columns of a joint. All paths are decoded by one compiled program.
+
+    Args:
+      model: the VAE.
+      params: its parameters.
+      paths: points in latent space, each [L, D] with L >= 3.
+      joints: for each joint its columns in a decoded frame.
+      units: [features], factor from the units of the data to those wanted.
+      num_points: the paths are first resampled to so many points, evenly by arc length,
+        so that a path is not the smoother for passing more nodes; None: as they are,
+        which is the paper's measure.
+
+    Returns:
+      float64 [paths, joints], in the units wanted per squared step.
+
+    Raises:
+      ValueError: a path has fewer than 3 points.
+    """
+    if num_points is not None:
+        paths = [graph.resample_path(path, num_points) for path in paths]
+    lengths = np.array([len(path) for path in paths])
+    if lengths.min() < 3:
+        raise ValueError(f"a path wants at least 3 points, got {lengths.min()}")
+    # Padded to a multiple of 32, so that few lengths are compiled for.
+    longest = -(-lengths.max() // 32) * 32 if num_points is None else num_points
+    points = np.stack(
+        [np.pad(path, [(0, longest - len(path)), (0, 0)], "edge") for path in paths]
+    )
+    squares = _second_differences(
+        model,
+        params,
+        jnp.asarray(points, jnp.float32),
+        jnp.asarray(lengths),
+        jnp.asarray(units, jnp.float32),
+    )
+    squares = np.asarray(squares, np.float64)
+    columns = [squares[:, list(joint)].mean(axis=1) for joint in joints.values()]
+    return np.sqrt(np.stack(columns, axis=1))
 
 
 # --- Importance-sampled log-likelihood -----------------------------------------------

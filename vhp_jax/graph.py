@@ -112,33 +112,75 @@ def build_graph(nodes: ArrayLike, num_neighbours: int) -> LatentGraph:
             f"{num_nodes - 1}, one less than the {num_nodes} nodes"
         )
 
-    # 1. Nearest neighbours; the query also finds the node itself, or, where more
-    #    than num_neighbours nodes coincide with it, one duplicate too many.
+    # 1. Nearest neighbours.
     tree = cKDTree(nodes)
-    _, found = tree.query(nodes, k=num_neighbours + 1, workers=-1)  # [N, k + 1]
-    surplus = found == np.arange(num_nodes)[:, None]
-    surplus[~surplus.any(axis=1), -1] = True
-    targets = found[~surplus]  # [N * k]
+    targets = _neighbours(tree, num_neighbours).ravel()  # [N * k]
     sources = np.repeat(np.arange(num_nodes), num_neighbours)
 
     # 2. Union of the directed edges. Built from pairs: sparse sums and maxima would
     #    double the weights or drop the zero-length edges.
     low, high = np.minimum(sources, targets), np.maximum(sources, targets)
     low, high = np.divmod(np.unique(low * num_nodes + high), num_nodes)  # [E]
-    lengths = np.linalg.norm(nodes[low] - nodes[high], axis=1)
-    adjacency = _sparse(
-        np.concatenate([low, high]),
-        np.concatenate([high, low]),
-        np.concatenate([lengths, lengths]),
-        num_nodes,
-    )
+    adjacency = _undirected(nodes, low, high)
+    return LatentGraph(nodes, num_neighbours, adjacency, _components(adjacency), tree)
 
-    # 3. Connected components, the largest first.
-    num_components, labels = csgraph.connected_components(adjacency, directed=False)
-    by_size = np.argsort(-np.bincount(labels), kind="stable")
-    rank = np.empty(num_components, np.intp)
-    rank[by_size] = np.arange(num_components)
-    return LatentGraph(nodes, num_neighbours, adjacency, rank[labels], tree)
+
+def bridge_components(graph: LatentGraph) -> LatentGraph:
+    """Joins the connected components by their shortest bridges, so that all are one.
+
+    Each component is joined to the node nearest to it of all others, until one is left
+    (Boruvka's minimum spanning tree over the components). A path over a bridge leaves
+    the manifold on its way. The paper does not say what it does about components.
+
+    Args:
+        graph: of `build_graph`.
+
+    Returns:
+        A connected graph: the same nodes and edges and, where there were C components,
+        C - 1 edges more; `graph` itself where it is connected.
+    """
+    low, high = graph.edges.T
+    while len(np.unique(graph.components)) > 1:
+        bridges = []
+        for label in np.unique(graph.components):
+            own = np.flatnonzero(graph.components == label)
+            others = np.flatnonzero(graph.components != label)
+            distances, nearest = cKDTree(graph.nodes[others]).query(graph.nodes[own])
+            at = int(np.argmin(distances))
+            ends = own[at], others[nearest[at]]
+            bridges.append((distances[at], min(ends), max(ends)))
+        # One by one, the shortest first: of bridges that would close a ring, one goes.
+        for _, first, second in sorted(set(bridges)):
+            if graph.components[first] == graph.components[second]:
+                continue
+            low, high = np.append(low, first), np.append(high, second)
+            adjacency = _undirected(graph.nodes, low, high)
+            graph = dataclasses.replace(
+                graph, adjacency=adjacency, components=_components(adjacency)
+            )
+    return graph
+
+
+def nearest_neighbours(points: ArrayLike, num_neighbours: int) -> NDArray[np.intp]:
+    """The points nearest to each point, itself left out; exact.
+
+    Args:
+        points: [N, D], finite.
+        num_neighbours: 1 <= num_neighbours < N.
+
+    Returns:
+        int [N, num_neighbours], nearest first.
+
+    Raises:
+        ValueError: `points` is not a finite 2-d array or `num_neighbours` not in range.
+    """
+    points = _finite_matrix("points", points)
+    if not 1 <= num_neighbours < len(points):
+        raise ValueError(
+            f"num_neighbours is {num_neighbours}; wanted from 1 to {len(points) - 1}, "
+            f"one less than the {len(points)} points"
+        )
+    return _neighbours(cKDTree(points), num_neighbours)
 
 
 def shortest_path(graph: LatentGraph, start: ArrayLike, end: ArrayLike) -> Path:
@@ -255,6 +297,38 @@ def resample_path(points: ArrayLike, num: int) -> NDArray[np.float64]:
     arc = np.concatenate([[0.0], np.cumsum(steps[steps > 0])])
     wanted = np.linspace(0.0, arc[-1], num)
     return np.stack([np.interp(wanted, arc, axis) for axis in kept.T], axis=1)
+
+
+def _neighbours(tree: cKDTree, num_neighbours: int) -> NDArray[np.intp]:
+    """Nearest neighbours of the tree's own points: int [N, num_neighbours]."""
+    # The query also finds the point itself, or, where more than num_neighbours points
+    # coincide with it, one duplicate too many.
+    _, found = tree.query(tree.data, k=num_neighbours + 1, workers=-1)  # [N, k + 1]
+    surplus = found == np.arange(tree.n)[:, None]
+    surplus[~surplus.any(axis=1), -1] = True
+    return found[~surplus].reshape(tree.n, num_neighbours)
+
+
+def _undirected(
+    nodes: NDArray[np.float64], low: NDArray[np.intp], high: NDArray[np.intp]
+) -> csr_array:
+    """Symmetric adjacency of distinct edges, weighted by Euclidean distance."""
+    lengths = np.linalg.norm(nodes[low] - nodes[high], axis=1)
+    return _sparse(
+        np.concatenate([low, high]),
+        np.concatenate([high, low]),
+        np.concatenate([lengths, lengths]),
+        len(nodes),
+    )
+
+
+def _components(adjacency: csr_array) -> NDArray[np.intp]:
+    """Connected component of each node, the largest first."""
+    num_components, labels = csgraph.connected_components(adjacency, directed=False)
+    by_size = np.argsort(-np.bincount(labels), kind="stable")
+    rank = np.empty(num_components, np.intp)
+    rank[by_size] = np.arange(num_components)
+    return rank[labels]
 
 
 def _search(

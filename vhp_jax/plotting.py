@@ -18,6 +18,8 @@ from typing import Literal, NamedTuple, ParamSpec
 import matplotlib
 import matplotlib.style
 import numpy as np
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import (
@@ -82,6 +84,19 @@ class Snapshot(NamedTuple):
     posterior_scale: ArrayLike
     prior_samples: ArrayLike
     color: ArrayLike
+
+
+class Skeleton(NamedTuple):
+    """Which points of a pose are joined.
+
+    Attributes:
+        points: names, [P]; left and right limbs are those whose names differ in a first
+            letter l or r only, as lfemur and rfemur do.
+        parents: int [P], the point that each one hangs on; -1 for the root.
+    """
+
+    points: Sequence[str]
+    parents: ArrayLike
 
 
 class GraphPanel(NamedTuple):
@@ -418,37 +433,85 @@ def plot_strips(
         ValueError: no strips, arrays of the wrong shape, or jumps of an unknown
             method.
     """
+    images = {name: _array(name, frames, 3) for name, frames in strips.items()}
+
+    def draw(ax: Axes, image: _Floats, left: float) -> None:
+        height, width = image.shape
+        extent = (left, left + width, height, 0)
+        ax.imshow(image, cmap="gray", vmin=0.0, vmax=1.0, extent=extent)
+
+    shapes = [frames.shape[1:] for frames in images.values()]
+    height, width = np.max(shapes, axis=0) if shapes else (1, 1)
+    return _draw_strips(images, jumps, max_frames, (width, height), draw)
+
+
+@_styled
+def plot_pose_strips(
+    strips: Mapping[str, ArrayLike],
+    jumps: Mapping[str, ArrayLike],
+    skeleton: Skeleton,
+    *,
+    max_frames: int = 16,
+) -> Figure:
+    """Draws interpolated movements as stick figures, jumps boxed (Figs. 7, 19).
+
+    Args:
+        strips: for each method (a row each) its poses in path order, [L, P, 3], y up.
+        jumps: as for `plot_strips`.
+        skeleton: of the poses.
+        max_frames: as for `plot_strips`.
+
+    Returns:
+        The figure: bodies seen from the side and a little from the front, all in one
+        scale, left limbs blue, right limbs red.
+
+    Raises:
+        ValueError: as for `plot_strips`.
+    """
+    poses = {name: _array(name, frames, 3) for name, frames in strips.items()}
+    _want_some("strips", poses)
+    views = {name: _side_view(frames) for name, frames in poses.items()}
+    box = _Box.around(np.concatenate([*views.values()]))
+
+    def draw(ax: Axes, view: _Floats, left: float) -> None:
+        ax.add_collection(_sticks(box.place(view, left), skeleton, linewidth=1.2))
+
+    return _draw_strips(views, jumps, max_frames, (box.width, box.height), draw)
+
+
+def _draw_strips(
+    strips: Mapping[str, _Floats],
+    jumps: Mapping[str, ArrayLike],
+    max_frames: int,
+    size: tuple[float, float],
+    draw: Callable[[Axes, _Floats, float], None],
+) -> Figure:
+    """A row of frames a strip, each drawn at its left edge, jumps boxed."""
     _want_some("strips", strips)
     if unknown := sorted(set(jumps) - set(strips)):
         raise ValueError(f"jumps has {unknown}; strips has only {sorted(strips)}")
     rows = []
     for name, frames in strips.items():
-        images = _array(name, frames, 3)
-        marked = np.asarray(jumps.get(name, np.zeros(len(images) - 1)), bool)
-        if marked.shape != (len(images) - 1,):
+        marked = np.asarray(jumps.get(name, np.zeros(len(frames) - 1)), bool)
+        if marked.shape != (len(frames) - 1,):
             raise ValueError(
                 f"jumps of {name} has shape {marked.shape}; wanted "
-                f"({len(images) - 1},), one less than its frames"
+                f"({len(frames) - 1},), one less than its frames"
             )
-        rows.append((name, images, marked, _choose_frames(marked, max_frames)))
+        rows.append((name, frames, marked, _choose_frames(marked, max_frames)))
     widest = max(len(chosen) for *_, chosen in rows)
+    width, height = size
+    gap = max(1.0, width // 8)
+    pitch = width + gap
 
-    figure = Figure(figsize=(0.55 * widest + 0.3, 0.85 * len(rows)))
+    figure = Figure(
+        figsize=(0.55 * widest + 0.3, (0.3 + 0.55 * height / width) * len(rows))
+    )
     figure.set_layout_engine("constrained", h_pad=0.04, hspace=0.04)
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
-    for ax, (name, images, marked, chosen) in zip(axes, rows, strict=True):
-        height, width = images.shape[1:]
-        gap = max(1, width // 8)
-        pitch = width + gap
-        for place, frame in enumerate(images[chosen]):
-            left = place * pitch
-            ax.imshow(
-                frame,
-                cmap="gray",
-                vmin=0.0,
-                vmax=1.0,
-                extent=(left, left + width, height, 0),
-            )
+    for ax, (name, frames, marked, chosen) in zip(axes, rows, strict=True):
+        for place, frame in enumerate(frames[chosen]):
+            draw(ax, frame, place * pitch)
         for first, last in _runs(marked):
             left, right = np.searchsorted(chosen, [first, last + 1]) * pitch
             ax.add_patch(
@@ -461,9 +524,9 @@ def plot_strips(
                     linewidth=2.0,
                 )
             )
-        ax.set(xlim=(-gap, widest * pitch), ylim=(height + gap, -gap))
+        ax.set(xlim=(-gap, widest * pitch), ylim=(height + gap, -gap), aspect="equal")
         ax.set_axis_off()
-        shown = f"{len(chosen)} of {len(images)} frames"
+        shown = f"{len(chosen)} of {len(frames)} frames"
         ax.set_title(name, loc="left", pad=2)
         ax.set_title(shown, loc="right", pad=2, fontsize=7, color="#666666")
     return figure
@@ -687,6 +750,143 @@ def plot_image_grid(
 
 
 @_styled
+def plot_pose_grid(
+    poses: ArrayLike, skeleton: Skeleton, title: str = "", columns: int | None = None
+) -> Figure:
+    """Draws poses in a grid, row by row, all in one scale.
+
+    Args:
+        poses: [N, P, 3], y up.
+        skeleton: of the poses.
+        title: of the whole figure.
+        columns: poses in a row; as many as rows where not given.
+
+    Returns:
+        The figure; the bodies are seen as in `plot_pose_strips`.
+
+    Raises:
+        ValueError: no poses or not [N, P, 3].
+    """
+    poses = _array("poses", poses, 3)
+    _want_some("poses", poses)
+    view = _side_view(poses)
+    box = _Box.around(view)
+    columns = columns or int(np.ceil(np.sqrt(len(view))))
+    rows = -(-len(view) // columns)
+    across, down = columns * box.width, rows * box.height
+    figure = Figure(
+        figsize=(0.62 * columns, 0.62 * columns * down / across + 0.3 * bool(title)),
+        layout="constrained",
+    )
+    ax = figure.add_subplot()
+    for index, body in enumerate(view):
+        row, column = divmod(index, columns)
+        placed = box.place(body, column * box.width, row * box.height)
+        ax.add_collection(_sticks(placed, skeleton, linewidth=1.0))
+    ax.set(xlim=(0.0, across), ylim=(down, 0.0), aspect="equal")
+    ax.set_axis_off()
+    ax.set_title(title)
+    return figure
+
+
+def save_animation(
+    poses: ArrayLike,
+    skeleton: Skeleton,
+    path: str | os.PathLike[str],
+    title: str = "",
+    frames_per_second: int = 25,
+) -> None:
+    """Writes a movement as a GIF that plays in any browser, whole or not at all.
+
+    Args:
+        poses: [T, P, 3] in the order of time, y up.
+        skeleton: of the poses.
+        path: file name, ending in .gif.
+        title: above the body.
+        frames_per_second: at most 50, the format's limit.
+
+    Raises:
+        ValueError: no poses or not [T, P, 3].
+        OSError: the file cannot be written; an old file stays as it was.
+    """
+    poses = _array("poses", poses, 3)
+    _want_some("poses", poses)
+    view = _side_view(poses)
+    box = _Box.around(view)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    with _style():
+        figure = Figure(figsize=(2.4, 0.3 + 2.4 * box.height / box.width), dpi=100)
+        ax = figure.add_axes((0.0, 0.0, 1.0, 1.0 - 0.25 / figure.get_figheight()))
+        ax.set(xlim=(0.0, box.width), ylim=(box.height, 0.0), aspect="equal")
+        ax.set_axis_off()
+        ax.set_title(title, pad=2)
+        ax.plot([0.0, box.width], [box.foot, box.foot], color="#BBBBBB", linewidth=0.8)
+        sticks = _sticks(box.place(view[0], 0.0), skeleton, linewidth=2.2)
+        ax.add_collection(sticks)
+
+        def show(frame: int) -> list[Artist]:
+            sticks.set_segments(_segments(box.place(view[frame], 0.0), skeleton))
+            return [sticks]
+
+        animation = FuncAnimation(figure, show, frames=len(view))
+        try:
+            animation.save(temporary, writer=PillowWriter(fps=frames_per_second))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@_styled
+def plot_smoothness(
+    factors: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    joints: Sequence[str],
+    unit: str = "",
+) -> Figure:
+    """Draws the movement smoothness factor of each joint: Fig. 8; less is smoother.
+
+    Args:
+        factors: for each method the mean [J] and the standard deviation [J].
+        joints: their names, [J].
+        unit: of the factors.
+
+    Returns:
+        The figure: bars side by side, standard deviations as whiskers.
+
+    Raises:
+        ValueError: no methods, or other numbers of factors than of joints.
+    """
+    _want_some("factors", factors)
+    figure = Figure(figsize=(0.42 * len(joints) + 1.6, 3.4), layout="constrained")
+    ax = figure.add_subplot()
+    place = np.arange(len(joints))
+    width = 0.8 / len(factors)
+    for index, (name, (mean, spread)) in enumerate(factors.items()):
+        mean, spread = _array(name, mean, 1), _array(name, spread, 1)
+        if not len(mean) == len(spread) == len(joints):
+            raise ValueError(
+                f"{name} has {len(mean)} means and {len(spread)} deviations; wanted "
+                f"{len(joints)}, one a joint"
+            )
+        ax.bar(
+            place + (index - (len(factors) - 1) / 2) * width,
+            mean,
+            width,
+            yerr=spread,
+            color=_PALETTE[index % len(_PALETTE)],
+            error_kw={"linewidth": 0.7, "ecolor": "#444444"},
+            label=name,
+        )
+    ax.set_xticks(place, joints, rotation=60, ha="right", rotation_mode="anchor")
+    ax.set_ylim(bottom=0.0)
+    ax.set_xlim(-0.6, len(joints) - 0.4)
+    ax.set_ylabel("smoothness factor" + f" [{unit}]" * bool(unit))
+    ax.legend()
+    return figure
+
+
+@_styled
 def plot_rate_distortion(curves: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
     """Draws rate and distortion over training, one colour a method: Fig. 20.
 
@@ -896,6 +1096,62 @@ def _square(ax: Axes, points: _Floats) -> None:
     ax.yaxis.set_major_locator(MaxNLocator(3))
     for side in ("top", "right"):
         ax.spines[side].set_visible(True)
+
+
+def _side_view(poses: _Floats) -> _Floats:
+    """Poses [N, P, 3] as seen from the side, a third from the front: [N, P, 2]."""
+    turn = np.deg2rad(60.0)
+    across = np.cos(turn) * poses[..., 0] + np.sin(turn) * poses[..., 2]
+    return np.stack([across, -poses[..., 1]], axis=-1)  # down, as in images
+
+
+class _Box(NamedTuple):
+    """Room for one body: all bodies fit, with a margin around them."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    @classmethod
+    def around(cls, views: _Floats) -> _Box:
+        low, high = views.min(axis=(0, 1)), views.max(axis=(0, 1))
+        margin = 0.04 * max(*(high - low), 1e-12)
+        width, height = high - low + 2.0 * margin
+        return cls(low[0] - margin, low[1] - margin, width, height)
+
+    @property
+    def foot(self) -> float:
+        """Where the lowest point of all bodies lies."""
+        margin = 0.04 / 1.08 * max(self.width, self.height)
+        return self.height - margin
+
+    def place(self, view: _Floats, left: float, top: float = 0.0) -> _Floats:
+        """A body moved so that its box begins at (left, top)."""
+        return view + np.array([left - self.left, top - self.top])
+
+
+def _segments(view: _Floats, skeleton: Skeleton) -> list[_Floats]:
+    """The bones of a body as lines, in the order of its points."""
+    parents = np.asarray(skeleton.parents)
+    return [
+        view[[parent, point]] for point, parent in enumerate(parents) if parent >= 0
+    ]
+
+
+def _sticks(view: _Floats, skeleton: Skeleton, linewidth: float) -> LineCollection:
+    """A stick figure: left limbs blue, right limbs red, the trunk dark."""
+    names = set(skeleton.points)
+    limbs = {"l": (_BLUE, "r"), "r": (_RED, "l")}
+    colors = []
+    for name, parent in zip(skeleton.points, np.asarray(skeleton.parents), strict=True):
+        color, other = limbs.get(name[:1], ("", ""))
+        paired = color and other + name[1:] in names
+        if parent >= 0:
+            colors.append(color if paired else "#333333")
+    return LineCollection(
+        _segments(view, skeleton), colors=colors, linewidths=linewidth, capstyle="round"
+    )
 
 
 def _choose_frames(jumps: NDArray[np.bool_], max_frames: int) -> NDArray[np.intp]:

@@ -54,6 +54,8 @@ class TrainState(flax.struct.PyTreeNode):
       beta_state: beta, C_hat and the phase.
       key: base key; the keys of a step are folded in from `step`, so it never changes.
       average: running average of `params`, None where none is kept.
+      statistics: what the data were standardised with, None where nothing; never
+        changed, kept beside the parameters that it belongs to.
     """
 
     step: Counter
@@ -62,6 +64,7 @@ class TrainState(flax.struct.PyTreeNode):
     beta_state: BetaState
     key: PRNGKey
     average: Params | None = None
+    statistics: PyTree = None
 
     @property
     def eval_params(self) -> Params:
@@ -99,6 +102,7 @@ def init_state(
     optimizers: OptimizerPair,
     beta_scheme: BetaScheme,
     keep_average: bool = False,
+    statistics: PyTree = None,
 ) -> TrainState:
     """Draws the parameters and starts the optimisers and the beta scheme.
 
@@ -108,6 +112,7 @@ def init_state(
       optimizers: see `OptimizerPair`.
       beta_scheme: any of `vhp_jax.beta`.
       keep_average: whether `make_train_step` is to keep a running average.
+      statistics: of the data, see `TrainState`.
     """
     key_init, key_train = jax.random.split(key)
     params = init_params(key_init)
@@ -122,6 +127,7 @@ def init_state(
         key=key_train,
         # A copy: a donated state must not hold one buffer twice.
         average=jax.tree.map(jnp.copy, params) if keep_average else None,
+        statistics=jax.tree.map(jnp.asarray, statistics),
     )
 
 

@@ -61,6 +61,6 @@ def get_config() -> ConfigDict:
     config.graph = ConfigDict()
     config.graph.num_nodes = 1_000
     config.graph.num_neighbours = 18
-    config.graph.start_target = 0.0  # default end points: targets nearest to these
-    config.graph.end_target = 1.0
+    config.graph.start_targets = (0,)  # labels of the default end points
+    config.graph.end_targets = (1,)
     return config

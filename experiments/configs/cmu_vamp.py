@@ -1,0 +1,20 @@
+"""Human motion, VampPrior with 64 pseudo-inputs (Sec. 4.2).
+
+Command:   python -m experiments.train --config=cmu_vamp
+Hardware:  TODO
+Expected:  TODO
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import cmu_vhp
+
+
+def get_config() -> ConfigDict:
+    """Returns `cmu_vhp` with another prior, at beta = 1 after a warm-up."""
+    config = cmu_vhp.get_config()
+    config.model.prior = "vamp"
+    config.model.num_pseudo_inputs = 64
+    config.objective.num_samples = 1
+    config.beta.scheme = "warm_up"
+    return config

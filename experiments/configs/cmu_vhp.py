@@ -1,0 +1,37 @@
+"""Human motion, VHP + REWO with Table 3's networks (Sec. 4.2, Figs. 5 to 8).
+
+Command:   python -m experiments.train --config=cmu_vhp
+Hardware:  TODO
+Expected:  TODO
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import pendulum
+
+
+def get_config() -> ConfigDict:
+    """Returns `pendulum` with other data; the other motion configs start from it."""
+    config = pendulum.get_config()
+    config.data = ConfigDict()
+    config.data.name = "cmu_mocap"
+    config.data.dir = ""  # else VHP_DATA_DIR
+    config.data.verify = True  # refuse files with other checksums
+    config.data.split = "blocks"  # or random: the paper's, with twins on both sides
+    config.data.seed = 0  # of the split
+    config.data.num_train = 12_653
+    config.data.num_validation = 2_531
+    config.data.num_test = 2_531
+    config.data.frame_rate = 120  # Hz
+    config.data.scaling = "global"  # kappa depends on it; or range, standard, radians
+
+    config.objective.num_samples = 32  # K
+    config.beta.kappa = 0.02
+    config.beta.nu = 1.0
+
+    config.graph.num_nodes = 2_530
+    config.graph.num_neighbours = 15
+    # Walking to kicking; within walking; jogging to punching; punching to balancing.
+    config.graph.start_targets = (0, 0, 1, 3)
+    config.graph.end_targets = (4, 0, 3, 2)
+    return config

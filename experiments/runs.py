@@ -349,11 +349,12 @@ def check_statistics(path: Path, run: Run, state: TrainState) -> None:
         return
     kept = next(run.members(state.statistics))
     for name, array in (run.experiment.dataset.statistics or {}).items():
-        gap = np.abs(np.asarray(kept[name]) / np.float32(array) - 1.0).max()
-        if not np.allclose(kept[name], np.float32(array), rtol=1e-5, atol=1e-7):
+        if not np.allclose(kept[name], array, rtol=1e-4, atol=1e-6):
+            index = int(np.argmax(np.abs(np.asarray(kept[name]) - array)))
             raise cli.UserError(
-                f"{path} was trained on data of another {name}: a relative gap of up "
-                f"to {gap:.2g}; wanted the files that it was trained on"
+                f"{path}: {name} of feature {index} was {kept[name][index]:.6g} in the "
+                f"data it was trained on, here it is {array[index]:.6g}; wanted the "
+                "same files"
             )
 
 

@@ -15,13 +15,16 @@ from vhp_jax.distributions import DiagonalNormal
 from vhp_jax.evaluation import (
     _weight_sums,
     active_units,
+    compare_samples,
     count_crossings,
     encode_dataset,
     fit_circle,
     log_likelihood,
+    neighbour_accuracy,
     pareto_k,
     rate_distortion,
     regress_angle,
+    smoothness,
     tail_size,
 )
 from vhp_jax.model import VAE
@@ -593,3 +596,102 @@ def test_a_part_of_a_set_has_the_draws_of_the_whole():
     for name in ("log_likelihood", "effective_sample_size"):
         found = np.concatenate([getattr(part, name) for part in parts])
         np.testing.assert_allclose(found, getattr(whole, name), rtol=1e-5)
+
+
+# --- Neighbourhoods, two samples, smoothness -----------------------------------------
+
+
+def test_neighbour_accuracy_is_a_vote_that_leaves_the_point_out():
+    # On a line; neighbours of a point: the 3 nearest others.
+    points = np.array([0.0, 1.0, 2.1, 3.3, 10.0, 11.0, 12.1, 13.3])[:, None]
+    labels = np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    # The point at 3.3 is outvoted by the three zeros; with its own vote it still is.
+    assert neighbour_accuracy(points, labels, 3) == 7 / 8
+    assert neighbour_accuracy(points, np.zeros(8, int), 3) == 1.0
+    # Alternate labels: each point's two nearest others have the other label.
+    alternate = np.arange(20)[:, None], np.arange(20) % 2
+    assert neighbour_accuracy(*alternate, num_neighbours=2) <= 0.1
+
+
+def test_neighbour_accuracy_breaks_a_tie_by_the_nearest():
+    points = np.array([0.0, 1.0, -1.5, 50.0, 50.5, 51.1])[:, None]
+    labels = np.array([1, 1, 0, 2, 2, 2])
+    # Of 0: 1.0 (label 1) and -1.5 (label 0), one vote each; the nearer wins.
+    with_tie = neighbour_accuracy(points, labels, 2)
+    labels[[1, 2]] = 0, 1
+    assert with_tie - neighbour_accuracy(points, labels, 2) > 0.0
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_samples_of_one_distribution_cannot_be_told_apart(scale):
+    rng = np.random.default_rng(0)
+    first, second = scale * rng.normal(size=(2, 1500, 2))
+    score = compare_samples(first, second)
+    assert abs(score.accuracy - 0.5) < 4.0 * score.accuracy_stderr
+    assert abs(score.discrepancy) < 3e-3
+    apart = compare_samples(first, second + 20.0 * scale)
+    assert apart.accuracy == 1.0
+    near = compare_samples(first, second + 0.5 * scale)
+    assert 0.53 < near.accuracy < 0.7
+    assert score.discrepancy < near.discrepancy < apart.discrepancy
+
+
+def test_discrepancy_is_that_of_two_normals_in_closed_form():
+    rng = np.random.default_rng(1)
+    shift, num = 1.0, 3000
+    first = rng.normal(size=(num, 1))
+    second = rng.normal(size=(num, 1)) + shift
+    pooled = np.concatenate([first, second])
+    distances = np.square(pooled - pooled.T)[~np.eye(2 * num, dtype=bool)]
+    width = np.median(distances)  # exp(-d^2 / width)
+    # E exp(-(a - b)^2 / w), a - b ~ N(m, 2): sqrt(w / (w + 4)) exp(-m^2 / (w + 4)).
+    within = math.sqrt(width / (width + 4.0))
+    expected = 2.0 * within * (1.0 - math.exp(-(shift**2) / (width + 4.0)))
+    found = compare_samples(first, second).discrepancy
+    assert found == pytest.approx(expected, rel=0.1)
+
+
+def test_samples_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"one shape \[N, D\], got"):
+        compare_samples(np.zeros((9, 2)), np.zeros((8, 2)))
+    with pytest.raises(ValueError, match=r"labels must have shape \(9,\)"):
+        neighbour_accuracy(np.zeros((9, 2)), np.zeros(8))
+
+
+class Parabola(nn.Module):
+    """z -> (z_0, z_0^2, 3 z_1), for second differences that are known."""
+
+    @nn.compact
+    def __call__(self, z):
+        mean = jnp.stack([z[..., 0], z[..., 0] ** 2, 3.0 * z[..., 1]], axis=-1)
+        return DiagonalNormal(mean, jnp.zeros(()))
+
+
+def test_smoothness_is_zero_on_lines_and_twice_the_squared_step_on_a_parabola():
+    model = VAE(Affine(2), Parabola(), StandardNormal(2))
+    params = Params({}, {}, {})
+    joints = {"line": (0,), "parabola": (1,), "both": (1, 2)}
+    steps = np.arange(6.0)
+    line = np.stack([0.5 * steps, steps], axis=1)  # step 0.5
+    short = np.stack([2.0 * steps[:3], 0.0 * steps[:3]], axis=1)  # step 2
+    units = np.array([1.0, 10.0, 7.0])
+    found = smoothness(model, params, [line, short], joints, units)
+    # (z + h)^2 - 2 z^2 + (z - h)^2 = 2 h^2.
+    expected = np.array([[0.0, 5.0, 5.0 / math.sqrt(2.0)], [0.0, 80.0, 80.0 / 2**0.5]])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_resampled_smoothness_does_not_depend_on_the_number_of_nodes():
+    model = VAE(Affine(2), Parabola(), StandardNormal(2))
+    params, joints = Params({}, {}, {}), {"parabola": (1,)}
+    rng = np.random.default_rng(0)
+    few = np.stack([[0.0, 1.0, 4.0], [0.0, 0.0, 0.0]], axis=1)
+    inner = np.sort(rng.uniform(0.0, 4.0, 30))
+    many = np.stack([np.concatenate([[0.0], inner, [4.0]]), np.zeros(32)], axis=1)
+    units = np.ones(3)
+    raw = smoothness(model, params, [few, many], joints, units)
+    assert raw[0] > 10.0 * raw[1]
+    even = smoothness(model, params, [few, many], joints, units, num_points=41)
+    np.testing.assert_allclose(even, 2.0 * 0.1**2, rtol=2e-3)
+    with pytest.raises(ValueError, match="at least 3 points, got 2"):
+        smoothness(model, params, [few[:2]], joints, units)

@@ -9,8 +9,10 @@ from scipy.sparse import csgraph
 from vhp_jax import graph as graph_lib
 from vhp_jax.graph import (
     DisconnectedGraphError,
+    bridge_components,
     build_graph,
     find_jumps,
+    nearest_neighbours,
     resample_path,
     shortest_path,
     shortest_paths,
@@ -316,3 +318,67 @@ def test_resample_checks_its_arguments():
         resample_path(np.zeros((3, 2)), 1)
     with pytest.raises(ValueError, match=r"\(1, 2\); wanted at least 2 points"):
         resample_path(np.zeros((1, 2)), 3)
+
+
+# --- Bridges and neighbours ----------------------------------------------------------
+
+
+def test_bridges_are_the_shortest_spanning_tree_of_the_components():
+    rng = np.random.default_rng(3)
+    centres = np.array(
+        [[0.0, 0.0], [9.0, 0.0], [0.0, 12.0], [30.0, 30.0], [33.0, 18.0]]
+    )
+    nodes = np.concatenate([c + 0.5 * rng.normal(size=(12, 2)) for c in centres])
+    graph = build_graph(nodes, 3)
+    assert len(graph.component_sizes) >= 5
+    bridged = bridge_components(graph)
+    assert len(bridged.component_sizes) == 1
+    added = {*map(tuple, bridged.edges)} - {*map(tuple, graph.edges)}
+    assert len(added) == len(graph.component_sizes) - 1
+    assert {*map(tuple, graph.edges)} <= {*map(tuple, bridged.edges)}
+    # Kruskal over all pairs of nodes, brute force.
+    distances = np.linalg.norm(nodes[:, None] - nodes, axis=-1)
+    labels, wanted = graph.components.copy(), set()
+    for i, j in sorted(
+        itertools.combinations(range(len(nodes)), 2), key=lambda ij: distances[ij]
+    ):
+        if labels[i] != labels[j]:
+            wanted.add((i, j))
+            labels[labels == labels[j]] = labels[i]
+    assert added == wanted
+    lengths = dict(zip(map(tuple, bridged.edges), bridged.edge_lengths, strict=True))
+    for edge in added:
+        assert lengths[edge] == pytest.approx(distances[edge], rel=1e-12)
+
+
+def test_bridges_join_far_ends_and_leave_a_connected_graph_alone():
+    graph = line_graph()
+    assert bridge_components(graph) is graph
+    apart = build_graph(np.array([0.0, 1.0, 2.0, 10.0, 11.0, 12.0])[:, None], 1)
+    with pytest.raises(DisconnectedGraphError):
+        shortest_path(apart, [0.0], [12.0])
+    path = shortest_path(bridge_components(apart), [0.0], [12.0])
+    assert path.length == pytest.approx(12.0)
+    assert path.node_indices.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_bridges_of_equal_length_close_no_ring():
+    square = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    nodes = np.concatenate([100.0 * square, 100.0 * square + 0.01])
+    graph = build_graph(nodes, 1)
+    assert len(graph.component_sizes) == 4
+    bridged = bridge_components(graph)
+    assert len(bridged.component_sizes) == 1
+    assert len(bridged.edges) == len(graph.edges) + 3
+
+
+def test_nearest_neighbours_are_those_of_brute_force_and_never_the_point_itself():
+    points = np.random.default_rng(0).normal(size=(40, 3))
+    distances = np.linalg.norm(points[:, None] - points, axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    found = nearest_neighbours(points, 4)
+    np.testing.assert_array_equal(found, np.argsort(distances, axis=1)[:, :4])
+    twins = nearest_neighbours(np.zeros((7, 2)), 2)
+    assert (twins != np.arange(7)[:, None]).all()
+    with pytest.raises(ValueError, match="num_neighbours is 7; wanted from 1 to 6"):
+        nearest_neighbours(np.zeros((7, 2)), 7)

@@ -11,6 +11,7 @@ from matplotlib.collections import LineCollection, PathCollection, QuadMesh
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from vhp_jax import plotting
 
@@ -507,3 +508,91 @@ def test_active_units_are_bars_on_one_logarithmic_scale():
         heights = [bar.get_height() for bar in ax.patches]
         np.testing.assert_allclose(heights, np.maximum(values, 1e-4))
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+
+
+# --- Bodies --------------------------------------------------------------------------
+
+# A root at the hip, a head above, a left and a right foot below.
+BODY = np.array([[0.0, 1.0, 0.0], [0.0, 2.0, 0.0], [0.2, 0.0, 0.3], [-0.2, 0.0, -0.3]])
+SKELETON = plotting.Skeleton(("root", "lowerneck", "lfoot", "rfoot"), [-1, 0, 0, 0])
+
+
+def sticks(ax):
+    return [c for c in ax.collections if isinstance(c, LineCollection)]
+
+
+def test_pose_strips_draw_bodies_upright_left_blue_and_right_red():
+    figure = plotting.plot_pose_strips(
+        {"VHP": np.stack([BODY, BODY, BODY])}, {"VHP": [False, True]}, SKELETON
+    )
+    (ax,) = figure.axes
+    bodies = sticks(ax)
+    assert len(bodies) == 3
+    trunk, left, right = bodies[0].get_segments()
+    # The axis points down, as in images: the head lies above the root on the paper.
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]
+    assert trunk[1, 1] < trunk[0, 1] < left[1, 1] == right[1, 1]
+    assert trunk[0, 1] - trunk[1, 1] == pytest.approx(1.0)
+    # Forward (z) is to the right; what is left of the body lies further forward here.
+    assert left[1, 0] > trunk[0, 0] > right[1, 0]
+    colors = [to_hex(color) for color in bodies[0].get_colors()]
+    assert colors[1:] == [plotting._BLUE.lower(), plotting._RED.lower()]
+    assert colors[0] not in colors[1:]  # lowerneck is no left limb
+    ((first, last),) = boxes(ax)
+    places = [body.get_segments()[0][0, 0] for body in bodies]
+    assert [first < place < last for place in places] == [False, True, True]
+    assert ax.get_aspect() == 1.0
+
+
+def test_pose_grid_has_a_cell_for_each_body():
+    poses = np.stack([BODY] * 5) + np.arange(5.0)[:, None, None] * 0.01
+    figure = plotting.plot_pose_grid(poses, SKELETON, "five", columns=3)
+    (ax,) = figure.axes
+    roots = np.array([body.get_segments()[0][0] for body in sticks(ax)])
+    assert len(roots) == 5
+    assert roots[0, 0] < roots[1, 0] < roots[2, 0]
+    assert roots[3, 0] == pytest.approx(roots[0, 0], abs=0.1)
+    assert roots[3, 1] > roots[0, 1] + 2.0  # a row below, a body's height apart
+    for body in sticks(ax):
+        ends = np.concatenate(body.get_segments())
+        assert (ends >= 0.0).all()
+        assert (ends <= [ax.get_xlim()[1], ax.get_ylim()[0]]).all()
+    with pytest.raises(ValueError, match="poses is empty"):
+        plotting.plot_pose_grid(np.zeros((0, 4, 3)), SKELETON)
+
+
+def test_animation_is_a_gif_of_as_many_frames_that_move(tmp_path):
+    poses = BODY + np.linspace(0.0, 1.0, 3)[:, None, None] * np.array([0.0, 1.0, 0.0])
+    path = tmp_path / "new" / "walk.gif"
+    plotting.save_animation(poses, SKELETON, path, "walk")
+    with Image.open(path) as gif:
+        assert gif.format == "GIF"
+        assert gif.n_frames == 3
+        frames = []
+        for index in range(3):
+            gif.seek(index)
+            frames.append(np.asarray(gif.convert("L")).copy())
+    assert (frames[0] != frames[1]).any()
+    assert (frames[1] != frames[2]).any()
+    assert [file.name for file in path.parent.iterdir()] == ["walk.gif"]
+
+
+def test_smoothness_bars_stand_side_by_side_with_their_deviations():
+    factors = {"VHP": ([1.0, 2.0], [0.1, 0.2]), "IWAE": ([3.0, 4.0], [0.3, 0.4])}
+    figure = plotting.plot_smoothness(factors, ["lfemur", "head"], "degrees")
+    (ax,) = figure.axes
+    heights = [
+        [bar.get_height() for bar in bars.patches] for bars in ax.containers[1::2]
+    ]
+    assert heights == [[1.0, 2.0], [3.0, 4.0]]
+    vhp, iwae = ax.containers[1::2]
+    for ours, theirs in zip(vhp.patches, iwae.patches, strict=True):
+        assert ours.get_x() + ours.get_width() == pytest.approx(theirs.get_x())
+    whiskers = ax.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose(
+        [line[:, 1] for line in whiskers], [[0.9, 1.1], [1.8, 2.2]]
+    )
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["lfemur", "head"]
+    assert "degrees" in ax.get_ylabel()
+    with pytest.raises(ValueError, match="wanted 2, one a joint"):
+        plotting.plot_smoothness({"VHP": ([1.0], [0.1])}, ["lfemur", "head"])

@@ -408,9 +408,9 @@ def _second_differences(
     units: Float[Array, "features"],
 ) -> Float[Array, "P features"]:
     """Mean squared second difference of each feature along each decoded path."""
-    frames = units * model.decode(params, points).mean  # [P, L, features]
+    frames = model.decode(params, points).mean * units[None, None]  # [P, L, features]
     second = frames[:, 2:] - 2.0 * frames[:, 1:-1] + frames[:, :-2]
-    inside = jnp.arange(second.shape[1]) < lengths[:, None] - 2  # [P, L - 2]
+    inside = jnp.arange(second.shape[1])[None] < lengths[:, None] - 2  # [P, L - 2]
     total = jnp.sum(jnp.where(inside[:, :, None], jnp.square(second), 0.0), axis=1)
     return total / (lengths[:, None] - 2)
 

@@ -17,6 +17,7 @@ from vhp_jax import beta, distributions, networks, objectives, priors, training
 from vhp_jax.data import (
     DataError,
     Dataset,
+    cmu_mocap,
     fashion_mnist,
     mnist,
     omniglot,
@@ -188,6 +189,7 @@ def build_data(config: ConfigDict) -> Dataset:
         "mnist": mnist.load,
         "fashion_mnist": fashion_mnist.load,
         "omniglot": omniglot.load,
+        "cmu_mocap": cmu_mocap.load,
     }
     load = choose("data.name", config.name, loaders)
     options = {key: value for key, value in config.items() if key != "name"}

@@ -307,7 +307,7 @@ def smoothness(setting: Setting) -> Result:
         found = graph.shortest_paths(latent_graph, starts, ends)
         paths += [path.points for path in found]
         bridges.append(num_bridges)
-    joints, units = dataset.motion.joints, np.rad2deg(dataset.statistics["scale"])
+    joints, units = dataset.motion.joints, dataset.statistics["scale"]  # degrees
 
     def factors(num_points: int | None) -> Result:
         """Over paths and joints, with the spread over paths."""

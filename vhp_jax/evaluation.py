@@ -412,7 +412,7 @@ def _second_differences(
     second = frames[:, 2:] - 2.0 * frames[:, 1:-1] + frames[:, :-2]
     inside = jnp.arange(second.shape[1])[None] < lengths[:, None] - 2  # [P, L - 2]
     total = jnp.sum(jnp.where(inside[:, :, None], jnp.square(second), 0.0), axis=1)
-    return total / (lengths[:, None] - 2)
+    return total / (lengths[:, None] - 2).astype(total.dtype)
 
 
 @_in_full_precision

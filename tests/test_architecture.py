@@ -335,7 +335,7 @@ def test_every_config_key_is_read(tmp_path):
     runs.train(spy, tmp_path)
     run = runs.Run(spy)
     params = run.initial_state().params
-    figures.Interpolation(run, params, [figures.default_pair(run)], seed=0)
+    figures.Interpolation(run, params, figures.default_pairs(run), seed=0)
     # The pseudo-inputs are another prior's.
     unread = {key for key, _ in cli.flatten(config)} - seen
     assert unread == {"model.num_pseudo_inputs"}

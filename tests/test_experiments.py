@@ -434,7 +434,7 @@ def test_interpolate_writes_paths_graph_and_strip(workdir):
     with np.load(workdir / "interpolation.npz") as arrays:
         start, end = arrays["pairs"][0]
         points = arrays["points_0"]
-    assert (start, end) == figures.default_pair(run)
+    assert [(start, end)] == figures.default_pairs(run)
     assert points.shape[1] == 2
     assert len(points) >= 3
     assert f"test {start} to {end}: {len(points)} points" in done.out
@@ -445,7 +445,7 @@ def test_interpolate_writes_paths_graph_and_strip(workdir):
 def test_default_pair_is_the_nearest_to_0_and_180_degrees(finished):
     run = runs.restore(finished).run
     targets = run.experiment.dataset.test.targets
-    start, end = figures.default_pair(run)
+    ((start, end),) = figures.default_pairs(run)
     cosine = np.cos(targets)
     assert cosine[start] == cosine.max()
     assert cosine[end] == cosine.min()

@@ -120,7 +120,7 @@ def test_a_run_is_trained_measured_and_drawn(tmp_path):
         assert metrics.measure(name, setting)["num_examples"] == 8
     for figure in ("history", "samples", "reconstructions"):
         assert (tmp_path / "figures" / f"{figure}.png").stat().st_size > 1000
-    interpolation = figures.Interpolation(run, params, [figures.default_pair(run)], 0)
+    interpolation = figures.Interpolation(run, params, figures.default_pairs(run), 0)
     assert interpolation.frames[0].shape[1:] == (28, 28)
 
 
@@ -384,9 +384,9 @@ def test_every_key_of_an_image_config_is_read(name, tmp_path):
     runs.train(spy, tmp_path)
     run = runs.Run(spy)
     params = run.initial_state().params
-    figures.Interpolation(run, params, [figures.default_pair(run)], seed=0)
+    figures.Interpolation(run, params, figures.default_pairs(run), seed=0)
     # The pseudo-inputs are another prior's; without targets there are no ends to seek.
-    unread = {"model.num_pseudo_inputs", "graph.start_target", "graph.end_target"}
+    unread = {"model.num_pseudo_inputs", "graph.start_targets", "graph.end_targets"}
     assert {key for key, _ in cli.flatten(config)} - seen <= unread
 
 

@@ -285,19 +285,19 @@ def tiny_arrays(num_train=7, num_test=3):
 
 def tiny_set(arrays, published=mnist.MNIST):
     """A set like MNIST with other contents; the last two are for validation."""
-    changes = {
-        part: getattr(published, part)._replace(
+    changed_files = {
+        part: published.files[part]._replace(
             shape=array.shape, sha256=sha256(idx.encode(array))
         )
         for part, array in arrays.items()
     }
-    return published._replace(num_validation=2, **changes)
+    return published._replace(num_validation=2, files=changed_files)
 
 
 def write_idx(folder, arrays, published=mnist.MNIST):
     folder.mkdir(exist_ok=True)
     for part, array in arrays.items():
-        name = f"{getattr(published, part).name}.gz"
+        name = f"{published.files[part].name}.gz"
         (folder / name).write_bytes(gzip.compress(idx.encode(array), 1))
 
 
@@ -367,7 +367,7 @@ def test_other_content_is_refused_unless_asked_for(tiny_mnist, tmp_path):
     path.write_bytes(gzip.compress(idx.encode(other)))
     assert message(mnist.load, tmp_path) == (
         f"{path}: the unpacked content has sha256 {sha256(idx.encode(other))}, wanted "
-        f"{mnist.MNIST.test_images.sha256} (verify=False takes it as it is)"
+        f"{mnist.MNIST.files['test_images'].sha256} (verify=False takes it as it is)"
     )
     dataset = mnist.load(tmp_path, verify=False)
     assert dataset.source.startswith(f"{tmp_path}/mnist, checksums NOT verified")
@@ -1261,8 +1261,8 @@ def test_what_is_not_prepared_is_downloaded_as_published(printed):
             "files"
         )
     assert len(lines) == 6
-    files_of = (getattr(mnist.MNIST, part).name for part in idx.PARTS)
-    assert downloads == str(sorted(f"{name}.gz" for name in files_of))
+    published_files = mnist.MNIST.files.values()
+    assert downloads == str(sorted(f"{file.name}.gz" for file in published_files))
 
 
 # --- The published files -------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments import cli
+from experiments.configs import pendulum_paper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,17 +100,7 @@ WARM_UP_200 = WARM_UP | {
     "train.snapshot_steps": "1000,12000,24000,48000",
 }
 IWAE = BOUND | {"objective.name": "iwae", "model.prior": "standard_normal"}
-# What most code does where the paper is silent: see docs/pendulum.md.
-PLAIN = {
-    "model.initialisation": "he",
-    "model.start": "random",
-    "model.encoder_head_scale": "1.0",
-    "model.decoder_head_scale": "1.0",
-    "model.posterior_scale_init": "1.0",
-    "model.prior_encoder_scale_init": "1.0",
-    "model.prior_decoder_head_scale": "1.0",
-    "model.prior_decoder_scale_init": "1.0",
-}
+PLAIN = {f"model.{key}": str(value) for key, value in pendulum_paper.PLAIN.items()}
 
 
 def pendulum_table(rows: Mapping[str, tuple[Mapping[str, str], float | None]]) -> Table:

@@ -3,7 +3,6 @@
 import itertools
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +10,20 @@ import pytest
 from scipy import stats
 from scipy.special import logsumexp
 
-from vhp_jax.distributions import DiagonalNormal
+from tests.linear_gaussian import (
+    MODELS,
+    SIGMA,
+    TRACES,
+    B,
+    C,
+    S,
+    V,
+    W,
+    affine,
+    linear_params,
+    log_evidence,
+    numpy_affine,
+)
 from vhp_jax.evaluation import (
     _weight_sums,
     active_units,
@@ -27,86 +39,14 @@ from vhp_jax.evaluation import (
     smoothness,
     tail_size,
 )
-from vhp_jax.model import VAE
 from vhp_jax.objectives import Terms
-from vhp_jax.priors import HierarchicalPrior, StandardNormal
 from vhp_jax.types import Params
 
 SLOW = pytest.mark.slow
 
 # --- A linear-Gaussian model with known log p(x) -------------------------------------
 
-TRACES = []
-
-
-class Affine(nn.Module):
-    """N(x W + b, diag(scale^2)), one scale for every input; notes each trace."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x):
-        TRACES.append(x.shape)
-        mean = nn.Dense(self.features)(x)
-        log_scale = self.param("log_scale", nn.initializers.zeros, (self.features,))
-        return DiagonalNormal(mean, jnp.broadcast_to(log_scale, mean.shape))
-
-
-def affine(weight, bias, scale):
-    """Variables of an `Affine`."""
-    dense = {"kernel": jnp.float32(weight), "bias": jnp.float32(bias)}
-    return {"params": {"Dense_0": dense, "log_scale": jnp.float32(np.log(scale))}}
-
-
-# x = z V + c + sigma eps; z = zeta W + b + s eps or z = eps. W is diagonal and the rows
-# of V are orthogonal, so that p(zeta|z) and p(z|x) are diagonal.
-V = np.diag([1.2, 0.7]) @ np.array([[0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
-C = np.array([0.1, -0.2, 0.4])
-SIGMA = 0.5
-W, B, S = np.diag([1.4, 0.8]), np.array([0.5, -0.3]), 0.6
-PRIORS = {
-    "standard": StandardNormal(2),
-    "hierarchical": HierarchicalPrior(Affine(2), Affine(2), 2, 2),
-}
-MODELS = {name: VAE(Affine(2), Affine(3), prior) for name, prior in PRIORS.items()}
 X = np.random.default_rng(0).normal(0.0, 1.0, (7, 3)).astype(np.float32)
-
-
-def linear_params(name, exact=False):
-    """The model above; phi and Phi are the exact posteriors or wrong Gaussians."""
-    two_levels = name == "hierarchical"
-    mean = B if two_levels else np.zeros(2)
-    prior_variance = np.diag(W.T @ W) + S**2 if two_levels else np.ones(2)
-    variance = 1.0 / (1.0 / prior_variance + np.diag(V @ V.T) / SIGMA**2)
-    gain = V.T / SIGMA**2 * variance
-    bias = mean / prior_variance * variance - C @ gain
-    inner_variance = 1.0 / (1.0 + np.diag(W @ W.T) / S**2)
-    inner_gain = W.T / S**2 * inner_variance
-    encoder = affine(gain, bias, np.sqrt(variance))
-    inner = affine(inner_gain, -B @ inner_gain, np.sqrt(inner_variance))
-    if not exact:
-        encoder = affine(0.8 * gain, bias + 0.1, 1.3 * np.sqrt(variance))
-        inner = affine(0.7 * inner_gain, 0.2 - B @ inner_gain, [0.5, 0.7])
-    prior = {"encoder": inner, "decoder": affine(W, B, [S, S])} if two_levels else {}
-    return Params(encoder, affine(V, C, [SIGMA] * 3), prior)
-
-
-def log_evidence(name):
-    """Log p(x) of X, float64 [7]."""
-    mean, covariance = np.zeros(2), np.eye(2)
-    if name == "hierarchical":
-        mean, covariance = B, W.T @ W + S**2 * np.eye(2)
-    return stats.multivariate_normal(
-        mean @ V + C, V.T @ covariance @ V + SIGMA**2 * np.eye(3)
-    ).logpdf(X)
-
-
-def numpy_normal(variables, x):
-    """Mean and standard deviation of an `Affine` in float64."""
-    leaves = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
-    dense = leaves["params"]["Dense_0"]
-    mean = x @ dense["kernel"] + dense["bias"]
-    return mean, np.exp(leaves["params"]["log_scale"])
 
 
 def numpy_log_weights(params, key, num_samples):
@@ -125,14 +65,14 @@ def numpy_log_weights(params, key, num_samples):
     def log_normal(value, mean, scale):
         return stats.norm.logpdf(value, mean, scale).sum(axis=-1)
 
-    mean, scale = numpy_normal(params.encoder, X)
+    mean, scale = numpy_affine(params.encoder, X)
     z = mean + scale * z_noise
-    log_w = log_normal(X, *numpy_normal(params.decoder, z)) - log_normal(z, mean, scale)
+    log_w = log_normal(X, *numpy_affine(params.decoder, z)) - log_normal(z, mean, scale)
     if not params.prior:
         return log_w + log_normal(z, 0.0, 1.0)
-    mean, scale = numpy_normal(params.prior["encoder"], z)
+    mean, scale = numpy_affine(params.prior["encoder"], z)
     zeta = mean + scale * zeta_noise
-    log_w += log_normal(z, *numpy_normal(params.prior["decoder"], zeta))
+    log_w += log_normal(z, *numpy_affine(params.prior["decoder"], zeta))
     return log_w + log_normal(zeta, 0.0, 1.0) - log_normal(zeta, mean, scale)
 
 
@@ -166,7 +106,7 @@ def test_likelihood_and_diagnostics_equal_numpy_in_float64_on_the_same_draws(nam
 @SLOW
 @pytest.mark.parametrize("name", NAMES)
 def test_likelihood_converges_to_the_known_log_p_x(name):
-    truth, errors = log_evidence(name), []
+    truth, errors = log_evidence(name, X), []
     for num_samples in (250, 16_000):
         result = estimate(
             name, num_samples=num_samples, chunk_size=250, batch_size=7, seed=1
@@ -184,7 +124,7 @@ def test_likelihood_converges_to_the_known_log_p_x(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_exact_posteriors_give_log_p_x_and_a_full_effective_sample_size(name):
     result = estimate(name, exact=True)
-    np.testing.assert_allclose(result.log_likelihood, log_evidence(name), atol=3e-5)
+    np.testing.assert_allclose(result.log_likelihood, log_evidence(name, X), atol=3e-5)
     np.testing.assert_allclose(result.effective_sample_size, 230.0, rtol=1e-3)
 
 
@@ -219,7 +159,7 @@ def test_padding_of_the_last_batch_has_no_effect():
 
 @SLOW
 def test_likelihood_rises_with_the_samples_in_the_mean_and_stays_under_the_truth():
-    params, truth = linear_params("hierarchical"), log_evidence("hierarchical")
+    params, truth = linear_params("hierarchical"), log_evidence("hierarchical", X)
     x = np.tile(X, (1200, 1))
     means = []
     for num_samples in (1, 8, 64):
@@ -301,7 +241,7 @@ def test_tail_size_is_a_fifth_or_three_roots_of_s(num_samples, wanted):
 
 def test_encodings_are_the_posterior_s_whatever_the_batch_size():
     params = linear_params("standard")
-    mean, scale = numpy_normal(params.encoder, X.astype(np.float64))
+    mean, scale = numpy_affine(params.encoder, X.astype(np.float64))
     for batch_size in (3, 1000):
         encodings = encode_dataset(MODELS["standard"], params, X, batch_size)
         assert encodings.mean.dtype == encodings.scale.dtype == np.float32

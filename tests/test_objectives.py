@@ -1,7 +1,6 @@
 """Bounds, terms and gradients: by hand, in NumPy, and against closed forms."""
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +8,15 @@ import pytest
 from scipy import stats
 from scipy.special import logsumexp
 
+from tests.linear_gaussian import MODELS as LINEAR
+from tests.linear_gaussian import (
+    SIGMA,
+    C,
+    V,
+    linear_params,
+    log_evidence,
+    numpy_affine,
+)
 from vhp_jax.distributions import DiagonalNormal
 from vhp_jax.model import VAE
 from vhp_jax.networks import Flat, GaussianDecoder, NormalMLP
@@ -26,7 +34,6 @@ from vhp_jax.objectives import (
     nll_mean,
 )
 from vhp_jax.priors import HierarchicalPrior, StandardNormal
-from vhp_jax.types import Params
 
 SLOW = pytest.mark.slow
 MAKERS = {"vhp": make_vhp_objective, "iwae": make_iwae_objective}
@@ -108,67 +115,7 @@ def numpy_parts(params, z_noise, zeta_noise):
 # --- A linear-Gaussian model with known log p(x) -------------------------------------
 
 
-class Affine(nn.Module):
-    """N(x W + b, diag(scale^2)), one scale for every input."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x):
-        mean = nn.Dense(self.features)(x)
-        log_scale = self.param("log_scale", nn.initializers.zeros, (self.features,))
-        return DiagonalNormal(mean, jnp.broadcast_to(log_scale, mean.shape))
-
-
-def affine(weight, bias, scale):
-    """Variables of an `Affine`."""
-    dense = {"kernel": jnp.float32(weight), "bias": jnp.float32(bias)}
-    return {"params": {"Dense_0": dense, "log_scale": jnp.float32(np.log(scale))}}
-
-
-# x = z V + c + sigma eps; z = zeta W + b + s eps or z = eps. W is diagonal and the rows
-# of V are orthogonal, so that p(zeta|z) and p(z|x) are diagonal.
-V = np.diag([1.2, 0.7]) @ np.array([[0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
-C = np.array([0.1, -0.2, 0.4])
-SIGMA = 0.5
-W, B, S = np.diag([1.4, 0.8]), np.array([0.5, -0.3]), 0.6
-LINEAR_PRIORS = {
-    "standard": StandardNormal(2),
-    "hierarchical": HierarchicalPrior(Affine(2), Affine(2), 2, 2),
-}
-LINEAR = {
-    name: VAE(Affine(2), Affine(3), prior) for name, prior in LINEAR_PRIORS.items()
-}
 X = np.array([[0.3, 1.0, -0.5], [-1.0, 0.2, 0.9]], np.float32)
-
-
-def linear_params(name, exact):
-    """The model above; phi and Phi are the exact posteriors or wrong Gaussians."""
-    two_levels = name == "hierarchical"
-    mean = B if two_levels else np.zeros(2)
-    prior_variance = np.diag(W.T @ W) + S**2 if two_levels else np.ones(2)
-    variance = 1.0 / (1.0 / prior_variance + np.diag(V @ V.T) / SIGMA**2)
-    gain = V.T / SIGMA**2 * variance
-    bias = mean / prior_variance * variance - C @ gain
-    inner_variance = 1.0 / (1.0 + np.diag(W @ W.T) / S**2)
-    inner_gain = W.T / S**2 * inner_variance
-    encoder = affine(gain, bias, np.sqrt(variance))
-    inner = affine(inner_gain, -B @ inner_gain, np.sqrt(inner_variance))
-    if not exact:
-        encoder = affine(0.8 * gain, bias + 0.1, 1.3 * np.sqrt(variance))
-        inner = affine(0.7 * inner_gain, 0.2 - B @ inner_gain, [0.5, 0.7])
-    prior = {"encoder": inner, "decoder": affine(W, B, [S, S])} if two_levels else {}
-    return Params(encoder, affine(V, C, [SIGMA] * 3), prior)
-
-
-def log_evidence(name):
-    """Log p(x) of X, float64 [2]."""
-    mean, covariance = np.zeros(2), np.eye(2)
-    if name == "hierarchical":
-        mean, covariance = B, W.T @ W + S**2 * np.eye(2)
-    return stats.multivariate_normal(
-        mean @ V + C, V.T @ covariance @ V + SIGMA**2 * np.eye(3)
-    ).logpdf(X)
 
 
 def bounds(objective, params, num_runs, seed=0):
@@ -459,16 +406,13 @@ def test_the_iwae_gradient_is_the_sum_of_normalised_weights_times_their_gradient
 def test_with_exact_posteriors_every_draw_gives_log_p_x(name, objective, num_samples):
     function = MAKERS[objective](LINEAR[name], num_samples)
     draws = bounds(function, linear_params(name, exact=True), 8)
-    np.testing.assert_allclose(draws, np.tile(log_evidence(name), (8, 1)), atol=3e-5)
+    np.testing.assert_allclose(draws, np.tile(log_evidence(name, X), (8, 1)), atol=3e-5)
 
 
 def test_the_plain_vae_has_the_elbo_in_closed_form():
     params = linear_params("standard", exact=False)
-    phi = jax.tree.map(
-        lambda leaf: np.asarray(leaf, np.float64), params.encoder["params"]
-    )
-    mean = X @ phi["Dense_0"]["kernel"] + phi["Dense_0"]["bias"]
-    variance = np.exp(2.0 * phi["log_scale"])
+    mean, scale = numpy_affine(params.encoder, X)
+    variance = scale**2
     residual = np.square(X - mean @ V - C).sum(axis=1) + variance @ np.square(V).sum(1)
     reconstruction = -0.5 * (residual / SIGMA**2 + 3 * np.log(2 * np.pi * SIGMA**2))
     kl = 0.5 * (mean**2 + variance - 1.0 - np.log(variance)).sum(axis=1)
@@ -476,7 +420,7 @@ def test_the_plain_vae_has_the_elbo_in_closed_form():
     error = stderr(draws)
     assert (error < 0.02).all()
     assert (np.abs(draws.mean(axis=0) - (reconstruction - kl)) < 5 * error).all()
-    assert (draws.mean(axis=0) + 5 * error < log_evidence("standard")).all()
+    assert (draws.mean(axis=0) + 5 * error < log_evidence("standard", X)).all()
 
 
 @SLOW
@@ -492,7 +436,7 @@ def test_bounds_rise_with_the_samples_and_stay_under_log_p_x(objective, name):
         draws = bounds(make(LINEAR[name], num_samples), params, 20_000, seed)
         means.append(draws.mean())
         errors.append(stderr(draws.mean(axis=1)))
-    truth = log_evidence(name).mean()
+    truth = log_evidence(name, X).mean()
     for lower, upper, error in zip(means, [*means[1:], truth], errors, strict=True):
         assert upper - lower > 5.0 * error
     if objective == "iwae":  # its gap vanishes; VHP keeps the one of q(z|x)

@@ -5,7 +5,6 @@ import itertools
 import math
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,12 @@ import pytest
 from scipy import stats
 from scipy.special import logsumexp
 
-from vhp_jax.distributions import DiagonalNormal
+from tests.linear_gaussian import (
+    Affine,
+    affine,
+    exact_posterior,
+    numpy_affine,
+)
 from vhp_jax.networks import Flat, NormalMLP
 from vhp_jax.objectives import iw_bound
 from vhp_jax.priors import (
@@ -26,24 +30,6 @@ from vhp_jax.priors import (
 from vhp_jax.types import Params
 
 # --- A prior with a density in closed form -------------------------------------------
-
-
-class Affine(nn.Module):
-    """N(x W + b, diag(scale^2)), one scale for every input."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x):
-        mean = nn.Dense(self.features)(x)
-        log_scale = self.param("log_scale", nn.initializers.zeros, (self.features,))
-        return DiagonalNormal(mean, jnp.broadcast_to(log_scale, mean.shape))
-
-
-def affine(weight, bias, scale):
-    """Variables of an `Affine`."""
-    dense = {"kernel": jnp.float32(weight), "bias": jnp.float32(bias)}
-    return {"params": {"Dense_0": dense, "log_scale": jnp.float32(np.log(scale))}}
 
 
 # z = zeta W + b + s eps. The rows of W are orthogonal, so that p(zeta|z) is diagonal.
@@ -59,12 +45,14 @@ POINTS = np.array([[0.1, 0.2], [1.8, -1.0], [-2.0, 0.5], [0.4, 2.2]], np.float32
 
 def linear_params(exact):
     """Theta of the model above; Phi its exact posterior or a wrong Gaussian."""
-    variance = 1.0 / (1.0 + np.diag(W @ W.T) / S**2)
-    gain = W.T / S**2 * variance
-    posterior = affine(gain, -B @ gain, np.sqrt(variance))
+    gain, bias, scale = exact_posterior(W, B, S)
     if not exact:
-        posterior = affine(0.6 * gain, 0.3 - B @ gain, [0.7, 0.9])
-    return Params({}, {}, {"encoder": posterior, "decoder": affine(W, B, [S, S])})
+        gain, bias, scale = 0.6 * gain, bias + 0.3, [0.7, 0.9]
+    return Params(
+        {},
+        {},
+        {"encoder": affine(gain, bias, scale), "decoder": affine(W, B, [S, S])},
+    )
 
 
 NUM_DRAWS = 64 * 4_000
@@ -229,14 +217,11 @@ def test_weights_equal_their_definition_in_float64_on_the_same_draws(
     params = linear_params(exact)
     log_w = weights(LINEAR_PRIOR, params, POINTS, num_samples, seed=3)
     noise = jax.random.normal(jax.random.key(3), (num_samples, 4, 2))
-    phi = jax.tree.map(
-        lambda leaf: np.asarray(leaf, np.float64), params.prior["encoder"]["params"]
-    )
-    mean = POINTS @ phi["Dense_0"]["kernel"] + phi["Dense_0"]["bias"]
-    zeta = mean + np.exp(phi["log_scale"]) * np.asarray(noise, np.float64)
+    mean, scale = numpy_affine(params.prior["encoder"], POINTS)
+    zeta = mean + scale * np.asarray(noise, np.float64)
     log_p_z = stats.norm.logpdf(POINTS, zeta @ W + B, S)
     log_p_zeta = stats.norm.logpdf(zeta)
-    log_q = stats.norm.logpdf(zeta, mean, np.exp(phi["log_scale"]))
+    log_q = stats.norm.logpdf(zeta, mean, scale)
     wanted = (log_p_z + log_p_zeta - log_q).sum(axis=-1)
     np.testing.assert_allclose(log_w, wanted, rtol=1e-4, atol=1e-5)
 

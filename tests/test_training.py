@@ -566,7 +566,7 @@ def test_draws_are_made_anew_in_each_step_and_do_not_depend_on_the_chunks():
             loss=jnp.sum(x @ weights),
             distortion=jnp.mean(x),
             rate=jax.random.uniform(key),
-            constraint=jnp.float32(0.0),
+            constraint=jnp.mean(x == distributions.draw_binary(key, means)),
             beta=jnp.float32(0.0),
             initial_phase=binary,
         )
@@ -583,6 +583,8 @@ def test_draws_are_made_anew_in_each_step_and_do_not_depend_on_the_chunks():
     assert len(set(whole.loss.tolist())) == 4
     # The standard error of a mean of 800 such pixels is 0.018.
     np.testing.assert_allclose(whole.distortion, 0.5, atol=0.08)
+    # Nor do the pixels agree with those that the key of the step would draw.
+    np.testing.assert_allclose(whole.constraint, 0.5, atol=0.08)
     # The keys of the steps are those of a loop that draws nothing.
     _, plain = training.make_train_loop(spy, BATCH_SIZE)(toy_state(), means, 4)
     np.testing.assert_array_equal(whole.rate, plain.rate)

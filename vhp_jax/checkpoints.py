@@ -70,12 +70,12 @@ class Checkpointer:
     """Writes and reads the checkpoints of one run.
 
     Args:
-        directory: holds one sub-directory a step; made by the first `save`.
-        max_to_keep: how many of the newest checkpoints stay (at least 1). Older ones
-            go only after the newer one is whole and on disk.
+      directory: holds one sub-directory a step; made by the first `save`.
+      max_to_keep: how many of the newest checkpoints stay (at least 1). Older ones
+        go only after the newer one is whole and on disk.
 
     Raises:
-        ValueError: `max_to_keep` is under 1.
+      ValueError: `max_to_keep` is under 1.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, max_to_keep: int = 3):
@@ -118,13 +118,13 @@ class Checkpointer:
         (those that `restore_latest` skipped) are dropped once the new one is whole.
 
         Args:
-            step: number of training steps done, >= 0.
-            state: pytree of arrays, typed PRNG keys and Python numbers.
+          step: number of training steps done, >= 0.
+          state: pytree of arrays, typed PRNG keys and Python numbers.
 
         Raises:
-            CheckpointError: a leaf is not an array; another whole checkpoint of this
-                step, or one of a later step, is there; the disk is full or refuses the
-                write. Whole checkpoints on disk stay as they were.
+          CheckpointError: a leaf is not an array; another whole checkpoint of this
+            step, or one of a later step, is there; the disk is full or refuses the
+            write. Whole checkpoints on disk stay as they were.
         """
         step = int(step)
         if step < 0:
@@ -161,15 +161,15 @@ class Checkpointer:
         """Reads the newest whole checkpoint.
 
         Args:
-            like: as for `restore`.
+          like: as for `restore`.
 
         Returns:
-            The step and the state, or None where there is no checkpoint at all. A
-            damaged one is skipped with a `CheckpointWarning`.
+          The step and the state, or None where there is no checkpoint at all. A
+          damaged one is skipped with a `CheckpointWarning`.
 
         Raises:
-            CheckpointError: there are checkpoints, but none is whole; or the newest
-                whole one is not of the structure, shapes and dtypes of `like`.
+          CheckpointError: there are checkpoints, but none is whole; or the newest
+            whole one is not of the structure, shapes and dtypes of `like`.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -189,18 +189,18 @@ class Checkpointer:
         """Reads the checkpoint of one step.
 
         Args:
-            step: one of `steps()`.
-            like: a state of the wanted structure, shapes and dtypes; its leaves are
-                arrays or `jax.ShapeDtypeStruct`s and their values are not looked at.
+          step: one of `steps()`.
+          like: a state of the wanted structure, shapes and dtypes; its leaves are
+            arrays or `jax.ShapeDtypeStruct`s and their values are not looked at.
 
         Returns:
-            A state of the structure of `like` with the saved values, bit for bit: NumPy
-            arrays where `like` has them, elsewhere JAX arrays on the default device,
-            whatever device they were saved from.
+          A state of the structure of `like` with the saved values, bit for bit: NumPy
+          arrays where `like` has them, elsewhere JAX arrays on the default device,
+          whatever device they were saved from.
 
         Raises:
-            CheckpointError: there is no such checkpoint, it is damaged, or it differs
-                from `like` (the first differing leaf is named, seen and wanted).
+          CheckpointError: there is no such checkpoint, it is damaged, or it differs
+            from `like` (the first differing leaf is named, seen and wanted).
         """
         if step not in self.steps():
             raise CheckpointError(
@@ -407,8 +407,8 @@ def _call_quietly(action: Callable[[], T]) -> T:
     """Calls Orbax without its log and warnings; what matters comes as one line.
 
     Raises:
-        CheckpointError: `action` failed. Orbax wraps the errors of the file system in
-            its own, and a damaged file can make it fail in any way, so all are taken.
+      CheckpointError: `action` failed. Orbax wraps the errors of the file system in
+        its own, and a damaged file can make it fail in any way, so all are taken.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]

@@ -27,7 +27,7 @@ class DisconnectedGraphError(ValueError):
     """No path joins the two end points of at least one pair.
 
     Attributes:
-        pairs: positions, in the call's order, of all pairs without a path.
+      pairs: positions, in the call's order, of all pairs without a path.
     """
 
     def __init__(self, message: str, pairs: tuple[int, ...]) -> None:
@@ -40,13 +40,13 @@ class LatentGraph:
     """An undirected neighbour graph in latent space; made by `build_graph`.
 
     Attributes:
-        nodes: float64 [N, D].
-        num_neighbours: neighbours that each node, and each end point, is joined to.
-        adjacency: float64 sparse [N, N], symmetric; the stored entries are the edges,
-            their values Euclidean lengths. An edge between duplicate nodes is a
-            stored zero, so do not call `eliminate_zeros` or take `maximum` with it.
-        components: int [N], the connected component of each node; 0 is the largest.
-        tree: the nodes' k-d tree.
+      nodes: float64 [N, D].
+      num_neighbours: neighbours that each node, and each end point, is joined to.
+      adjacency: float64 sparse [N, N], symmetric; the stored entries are the edges,
+        their values Euclidean lengths. An edge between duplicate nodes is a
+        stored zero, so do not call `eliminate_zeros` or take `maximum` with it.
+      components: int [N], the connected component of each node; 0 is the largest.
+      tree: the nodes' k-d tree.
     """
 
     nodes: NDArray[np.float64]
@@ -78,9 +78,9 @@ class Path(NamedTuple):
     """A shortest path between two end points.
 
     Attributes:
-        points: float64 [L, D], L >= 3: start, graph nodes, end.
-        node_indices: int [L - 2], the graph nodes passed.
-        length: sum of the Euclidean lengths of its L - 1 edges.
+      points: float64 [L, D], L >= 3: start, graph nodes, end.
+      node_indices: int [L - 2], the graph nodes passed.
+      length: sum of the Euclidean lengths of its L - 1 edges.
     """
 
     points: NDArray[np.float64]
@@ -95,14 +95,14 @@ def build_graph(nodes: ArrayLike, num_neighbours: int) -> LatentGraph:
     other. Neighbours are exact; 10,000 nodes in 32 dimensions take a second or two.
 
     Args:
-        nodes: [N, D], finite; samples of the prior, z_n (Eq. 14).
-        num_neighbours: 1 <= num_neighbours < N.
+      nodes: [N, D], finite; samples of the prior, z_n (Eq. 14).
+      num_neighbours: 1 <= num_neighbours < N.
 
     Returns:
-        The graph, edges weighted by Euclidean distance.
+      The graph, edges weighted by Euclidean distance.
 
     Raises:
-        ValueError: `nodes` is not a finite 2-d array or `num_neighbours` not in range.
+      ValueError: `nodes` is not a finite 2-d array or `num_neighbours` not in range.
     """
     nodes = _finite_matrix("nodes", nodes)
     num_nodes = len(nodes)
@@ -187,16 +187,16 @@ def shortest_path(graph: LatentGraph, start: ArrayLike, end: ArrayLike) -> Path:
     """Returns the shortest path between two encoded points (Sec. 2.3).
 
     Args:
-        graph: of `build_graph`.
-        start: [D], usually the posterior mean of a data point.
-        end: [D].
+      graph: of `build_graph`.
+      start: [D], usually the posterior mean of a data point.
+      end: [D].
 
     Returns:
-        The path; see `shortest_paths`.
+      The path; see `shortest_paths`.
 
     Raises:
-        ValueError: an end point is not finite or not [D].
-        DisconnectedGraphError: there is no path.
+      ValueError: an end point is not finite or not [D].
+      DisconnectedGraphError: there is no path.
     """
     return shortest_paths(graph, np.asarray(start)[None], np.asarray(end)[None])[0]
 
@@ -211,17 +211,17 @@ def shortest_paths(
     passes through at least one node, also where start and end coincide.
 
     Args:
-        graph: of `build_graph`.
-        starts: [P, D], finite.
-        ends: [P, D], finite.
+      graph: of `build_graph`.
+      starts: [P, D], finite.
+      ends: [P, D], finite.
 
     Returns:
-        P paths, in order.
+      P paths, in order.
 
     Raises:
-        ValueError: end points are not finite or not [P, D].
-        DisconnectedGraphError: at least one pair has no path; its message tells of
-            the first, its attribute `pairs` names all.
+      ValueError: end points are not finite or not [P, D].
+      DisconnectedGraphError: at least one pair has no path; its message tells of
+        the first, its attribute `pairs` names all.
     """
     starts = _end_points("starts", starts, graph)
     ends = _end_points("ends", ends, graph)
@@ -250,15 +250,15 @@ def find_jumps(frames: ArrayLike, factor: float = 3.0) -> NDArray[np.bool_]:
     not define its marks; this rule is ours.
 
     Args:
-        frames: [L, ...], decoded frames in path order.
-        factor: > 0; larger marks fewer.
+      frames: [L, ...], decoded frames in path order.
+      factor: > 0; larger marks fewer.
 
     Returns:
-        bool [L - 1], True where frame l + 1 is a jump away from frame l. A path of
-        fewer than three frames has no other step to compare with, hence no jump.
+      bool [L - 1], True where frame l + 1 is a jump away from frame l. A path of
+      fewer than three frames has no other step to compare with, hence no jump.
 
     Raises:
-        ValueError: there is no frame, a frame is not finite or `factor` not positive.
+      ValueError: there is no frame, a frame is not finite or `factor` not positive.
     """
     frames = np.asarray(frames, np.float64)
     if frames.ndim == 0 or frames.size == 0:
@@ -277,14 +277,14 @@ def resample_path(points: ArrayLike, num: int) -> NDArray[np.float64]:
     """Spaces points evenly by arc length along a polyline.
 
     Args:
-        points: [L, D], finite, L >= 2; for example `Path.points`.
-        num: number of points wanted, at least 2.
+      points: [L, D], finite, L >= 2; for example `Path.points`.
+      num: number of points wanted, at least 2.
 
     Returns:
-        float64 [num, D] on the polyline, its two end points kept exactly.
+      float64 [num, D] on the polyline, its two end points kept exactly.
 
     Raises:
-        ValueError: `points` is not finite, not [L >= 2, D], or `num` < 2.
+      ValueError: `points` is not finite, not [L >= 2, D], or `num` < 2.
     """
     points = _finite_matrix("points", points)
     if len(points) < 2:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Returns the whole configuration; every other config starts from it."""
+    """Returns the whole configuration; the other pendulum configs start from it."""
     config = ConfigDict()
     config.seed = 1  # of initialisation, batches and noise; the data have their own
     config.num_seeds = 1  # runs seed, seed + 1, ... at once

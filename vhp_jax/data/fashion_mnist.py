@@ -8,27 +8,11 @@ FASHION_MNIST = idx.IdxSet(
     name="fashion_mnist",
     home="github.com/zalandoresearch/fashion-mnist",
     url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-    num_validation=10_000,
-    num_classes=10,
-    train_images=idx.IdxFile(
-        "train-images-idx3-ubyte",
-        (60_000, 28, 28),
-        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    ),
-    train_labels=idx.IdxFile(
-        "train-labels-idx1-ubyte",
-        (60_000,),
-        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    ),
-    test_images=idx.IdxFile(
-        "t10k-images-idx3-ubyte",
-        (10_000, 28, 28),
-        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    ),
-    test_labels=idx.IdxFile(
-        "t10k-labels-idx1-ubyte",
-        (10_000,),
-        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    files=idx.published_files(
+        train_images="c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        train_labels="bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        test_images="5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        test_labels="0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Finds, unpacks and verifies the original files of the data sets.
+"""Finds, unpacks, decodes and verifies the original files of the data sets.
 
 A data directory has a folder for each set, with its files as they were published; a
 file that was packed with gzip may be there packed or unpacked. Checksums are of the
@@ -7,14 +7,19 @@ unpacked content, since gzip packs the same content in many ways.
 
 import gzip
 import hashlib
+import io
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from vhp_jax.data.base import DataError
 
 StrPath = str | os.PathLike[str]
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # What some files begin with that are often met in the wrong place.
 KNOWN_BEGINNINGS = {
     b"\x80\x02": "a Python pickle",
@@ -123,3 +128,48 @@ def check_sha256(place: object, content: bytes, wanted: str) -> None:
             f"{place}: the unpacked content has sha256 {seen}, wanted {wanted} "
             "(verify=False takes it as it is)"
         )
+
+
+def decode_png(
+    place: object, contents: Sequence[bytes], height: int, width: int
+) -> np.ndarray:
+    """Decodes grey images of one size.
+
+    Args:
+      place: where they are from, named in messages.
+      contents: [N] PNG files, all of the same mode.
+      height: wanted, pixels.
+      width: wanted, pixels.
+
+    Returns:
+      uint8 [N, height, width], 0 or 1 of files of 1 bit, else 0 to 255.
+
+    Raises:
+      DataError: one of them is damaged, or of another kind or size.
+    """
+    from PIL.PngImagePlugin import PngImageFile  # slow to import, of use to few
+
+    images = np.empty((len(contents), height, width), np.uint8)
+    modes: tuple[str, ...] = ("1", "L")  # as Pillow calls grey of 1 bit and of more
+    for index, content in enumerate(contents):
+        try:
+            if not content.startswith(PNG_SIGNATURE):
+                raise DataError(f"this is {describe(content)}, wanted a PNG file")
+            PngImageFile(io.BytesIO(content)).verify()  # checksums, else not looked at
+            image = PngImageFile(io.BytesIO(content))
+            if image.mode not in modes or image.size != (width, height):
+                raise DataError(
+                    f"{image.width}x{image.height} pixels of mode {image.mode}, wanted "
+                    f"{width}x{height} of mode {' or '.join(modes)}"
+                )
+            modes = (image.mode,)
+            images[index] = np.asarray(image)
+        except MemoryError:
+            raise
+        except DataError as error:
+            raise DataError(f"{place}, image {index}: {error}") from None
+        except Exception as error:  # which one depends on where the file is damaged
+            raise DataError(
+                f"{place}, image {index}: damaged PNG file: {error}"
+            ) from None
+    return images

@@ -6,6 +6,7 @@ as uint32, then the values in row-major order.
 
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +14,6 @@ import numpy as np
 
 from vhp_jax.data import files, tfds
 from vhp_jax.data.base import DataError, Dataset, Split, bernoulli_dataset
-
-PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 class IdxFile(NamedTuple):
@@ -31,6 +30,25 @@ class IdxFile(NamedTuple):
     sha256: str
 
 
+def published_files(
+    *, train_images: str, train_labels: str, test_images: str, test_labels: str
+) -> dict[str, IdxFile]:
+    """The four files by part, from the sha256 of their unpacked contents.
+
+    Names and shapes are the same in both data sets; images are uint8 [N, 28, 28], ink
+    or cloth is bright, and labels uint8 [N].
+    """
+    train, test = 60_000, 10_000
+    return {
+        "train_images": IdxFile(
+            "train-images-idx3-ubyte", (train, 28, 28), train_images
+        ),
+        "train_labels": IdxFile("train-labels-idx1-ubyte", (train,), train_labels),
+        "test_images": IdxFile("t10k-images-idx3-ubyte", (test, 28, 28), test_images),
+        "test_labels": IdxFile("t10k-labels-idx1-ubyte", (test,), test_labels),
+    }
+
+
 class IdxSet(NamedTuple):
     """A data set of four files.
 
@@ -38,23 +56,17 @@ class IdxSet(NamedTuple):
       name: as in the configs; also of its folder and in tensorflow-datasets.
       home: where it is to be had, in words.
       url: of the folder with the files, packed.
+      files: see `published_files`.
       num_validation: the last so many training images are the validation split.
       num_classes: labels are smaller.
-      train_images: uint8 [N, 28, 28], ink is bright.
-      train_labels: uint8 [N].
-      test_images: as train_images.
-      test_labels: as train_labels.
     """
 
     name: str
     home: str
     url: str
-    num_validation: int
-    num_classes: int
-    train_images: IdxFile
-    train_labels: IdxFile
-    test_images: IdxFile
-    test_labels: IdxFile
+    files: Mapping[str, IdxFile]
+    num_validation: int = 10_000
+    num_classes: int = 10
 
 
 def decode(place: object, content: bytes, shape: tuple[int, ...]) -> np.ndarray:
@@ -111,7 +123,7 @@ def load(
         places, source = _from_folder(idx_set, folder), str(folder)
     arrays = {}
     for part, (place, content) in places.items():
-        file: IdxFile = getattr(idx_set, part)
+        file = idx_set.files[part]
         arrays[part] = decode(place, content, file.shape)
         if verify:
             files.check_sha256(place, content, file.sha256)
@@ -139,9 +151,8 @@ def load(
 def _from_folder(idx_set: IdxSet, folder: Path) -> dict[str, tuple[object, bytes]]:
     """Place and unpacked content of each file of a folder."""
     found: dict[str, tuple[object, bytes]] = {}
-    for part in PARTS:
-        name = getattr(idx_set, part).name
-        names = (name, name.replace("-idx", ".idx"))
+    for part, file in idx_set.files.items():
+        names = (file.name, file.name.replace("-idx", ".idx"))
         path = files.find_file(folder, names, idx_set.home)
         found[part] = path, files.read(path)
     return found
@@ -153,14 +164,14 @@ def _from_tfds(idx_set: IdxSet) -> tuple[dict[str, tuple[object, bytes]], str]:
     found: dict[str, tuple[object, bytes]] = {}
     if cache.prepared:
         for split in ("train", "test"):
-            shape = getattr(idx_set, f"{split}_images").shape
+            shape = idx_set.files[f"{split}_images"].shape
             images, others = cache.read_images(split, *shape)
             labels = others["label"].astype(np.uint8)
             for part, array in (("images", images), ("labels", labels)):
                 place = f"{cache.place}, {split} {part}"
                 found[f"{split}_{part}"] = place, encode(array)
         return found, cache.place
-    names = {part: f"{getattr(idx_set, part).name}.gz" for part in PARTS}
+    names = {part: f"{file.name}.gz" for part, file in idx_set.files.items()}
     paths = cache.download(idx_set.url, names.values())
     for part, name in names.items():
         found[part] = paths[name], files.read(paths[name])

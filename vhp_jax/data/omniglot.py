@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vhp_jax.data import files, png, tfds
+from vhp_jax.data import files, tfds
 from vhp_jax.data.base import DataError, Dataset, Split, bernoulli_dataset, check_images
 
 NAME = "omniglot"
@@ -267,7 +267,7 @@ def decode_drawings(
                 f"characters by {NUM_DRAWERS} drawers"
             )
     contents = [drawings[key] for key in wanted]
-    paper = png.decode(place, contents, DRAWING_SIZE, DRAWING_SIZE)
+    paper = files.decode_png(place, contents, DRAWING_SIZE, DRAWING_SIZE)
     names = [alphabets[character] for character in range(1, NUM_CHARACTERS + 1)]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     ink = np.equal(paper, 0, out=paper.view(bool))  # in place: there are 360 million

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from vhp_jax.data import png
+from vhp_jax.data import files
 from vhp_jax.data.base import DataError
 
 
@@ -101,7 +101,7 @@ class Cache:
         """
         images, others = self.read(split, range(num_examples))
         place = f"{self.place}, {split}"
-        return png.decode(place, images, height, width), others
+        return files.decode_png(place, images, height, width), others
 
     def download(self, url: str, names: Iterable[str]) -> dict[str, Path]:
         """Downloads published files, or finds them downloaded before.

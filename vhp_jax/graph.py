@@ -133,11 +133,11 @@ def bridge_components(graph: LatentGraph) -> LatentGraph:
     the manifold on its way. The paper does not say what it does about components.
 
     Args:
-        graph: of `build_graph`.
+      graph: of `build_graph`.
 
     Returns:
-        A connected graph: the same nodes and edges and, where there were C components,
-        C - 1 edges more; `graph` itself where it is connected.
+      A connected graph: the same nodes and edges and, where there were C components,
+      C - 1 edges more; `graph` itself where it is connected.
     """
     low, high = graph.edges.T
     while len(np.unique(graph.components)) > 1:
@@ -165,14 +165,14 @@ def nearest_neighbours(points: ArrayLike, num_neighbours: int) -> NDArray[np.int
     """The points nearest to each point, itself left out; exact.
 
     Args:
-        points: [N, D], finite.
-        num_neighbours: 1 <= num_neighbours < N.
+      points: [N, D], finite.
+      num_neighbours: 1 <= num_neighbours < N.
 
     Returns:
-        int [N, num_neighbours], nearest first.
+      int [N, num_neighbours], nearest first.
 
     Raises:
-        ValueError: `points` is not a finite 2-d array or `num_neighbours` not in range.
+      ValueError: `points` is not a finite 2-d array or `num_neighbours` not in range.
     """
     points = _finite_matrix("points", points)
     if not 1 <= num_neighbours < len(points):

@@ -72,11 +72,11 @@ class Snapshot(NamedTuple):
     """The latent space at one training step, for `plot_snapshots`.
 
     Attributes:
-        step: training step.
-        posterior_mean: [N, 2], means of q(z|x_n).
-        posterior_scale: [N, 2], standard deviations of q(z|x_n).
-        prior_samples: [M, 2], z ~ p(z).
-        color: [N], angles in radians or class labels.
+      step: training step.
+      posterior_mean: [N, 2], means of q(z|x_n).
+      posterior_scale: [N, 2], standard deviations of q(z|x_n).
+      prior_samples: [M, 2], z ~ p(z).
+      color: [N], angles in radians or class labels.
     """
 
     step: int
@@ -90,9 +90,9 @@ class Skeleton(NamedTuple):
     """Which points of a pose are joined.
 
     Attributes:
-        points: names, [P]; left and right limbs are those whose names differ in a first
-            letter l or r only, as lfemur and rfemur do.
-        parents: int [P], the point that each one hangs on; -1 for the root.
+      points: names, [P]; left and right limbs are those whose names differ in a first
+        letter l or r only, as lfemur and rfemur do.
+      parents: int [P], the point that each one hangs on; -1 for the root.
     """
 
     points: Sequence[str]
@@ -103,11 +103,11 @@ class GraphPanel(NamedTuple):
     """One neighbour graph, for `plot_latent_graphs`.
 
     Attributes:
-        title: usually the method.
-        nodes: [N, 2].
-        edges: int [E, 2], pairs of nodes.
-        weights: [E], the edges' lengths.
-        paths: interpolations to draw on top, each [L, 2].
+      title: usually the method.
+      nodes: [N, 2].
+      edges: int [E, 2], pairs of nodes.
+      weights: [E], the edges' lengths.
+      paths: interpolations to draw on top, each [L, 2].
     """
 
     title: str
@@ -139,12 +139,12 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes a PNG whole or not at all, creating its folder where needed.
 
     Args:
-        figure: to be written.
-        path: file name; a file of that name is replaced at once when the new one is
-            complete.
+      figure: to be written.
+      path: file name; a file of that name is replaced at once when the new one is
+        complete.
 
     Raises:
-        OSError: the folder or file cannot be written; an old file stays as it was.
+      OSError: the folder or file cannot be written; an old file stays as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,16 +168,16 @@ def plot_beta_surfaces(
     zero line, which are what the schemes differ in, without hiding any part.
 
     Args:
-        surfaces: for each scheme (a panel each) beta_t - beta_{t-1}, [P, Q].
-        beta: beta_{t-1}, [Q], increasing.
-        delta: C_hat_t - kappa^2, [P], increasing.
+      surfaces: for each scheme (a panel each) beta_t - beta_{t-1}, [P, Q].
+      beta: beta_{t-1}, [Q], increasing.
+      delta: C_hat_t - kappa^2, [P], increasing.
 
     Returns:
-        The figure. Colours are centred at zero and shared by the panels; the zero
-        line is thick.
+      The figure. Colours are centred at zero and shared by the panels; the zero
+      line is thick.
 
     Raises:
-        ValueError: there is no surface or its shape is not [P, Q].
+      ValueError: there is no surface or its shape is not [P, Q].
     """
     beta, delta = _array("beta", beta, 1), _array("delta", delta, 1)
     updates = {name: _array(name, surface, 2) for name, surface in surfaces.items()}
@@ -242,18 +242,18 @@ def plot_snapshots(
     their limits.
 
     Args:
-        snapshots: in the order of the columns.
-        curve: (steps [T], beta [T]), drawn at the right; red lines mark the
-            snapshots' steps.
-        title: of the whole figure.
-        color_by: "angle" (radians; cyclic colours and a wheel as key) or "class".
-        phase_end: step at which the initial phase ended (Alg. 1), shaded up to there.
+      snapshots: in the order of the columns.
+      curve: (steps [T], beta [T]), drawn at the right; red lines mark the
+        snapshots' steps.
+      title: of the whole figure.
+      color_by: "angle" (radians; cyclic colours and a wheel as key) or "class".
+      phase_end: step at which the initial phase ended (Alg. 1), shaded up to there.
 
     Returns:
-        The figure.
+      The figure.
 
     Raises:
-        ValueError: no snapshots, or arrays of the wrong shape.
+      ValueError: no snapshots, or arrays of the wrong shape.
     """
     _want_some("snapshots", snapshots)
     steps, beta = _array("steps", curve[0], 1), _array("beta", curve[1], 1)
@@ -328,14 +328,14 @@ def plot_latent_spaces(
     """Draws trained latent spaces side by side, posterior above prior (Figs. 5, 18).
 
     Args:
-        spaces: for each method (a column each) its latent space.
-        color_by: "angle" (radians; cyclic colours and a wheel as key) or "class".
+      spaces: for each method (a column each) its latent space.
+      color_by: "angle" (radians; cyclic colours and a wheel as key) or "class".
 
     Returns:
-        The figure. The two rows of a column share their limits.
+      The figure. The two rows of a column share their limits.
 
     Raises:
-        ValueError: no spaces, or arrays of the wrong shape.
+      ValueError: no spaces, or arrays of the wrong shape.
     """
     _want_some("spaces", spaces)
     columns = len(spaces)
@@ -367,14 +367,14 @@ def plot_latent_graphs(panels: Sequence[GraphPanel]) -> Figure:
     """Draws neighbour graphs with the shortest paths (Figs. 3, 6).
 
     Args:
-        panels: one graph each. Each has a colour scale of its own, as latent spaces
-            have no common unit.
+      panels: one graph each. Each has a colour scale of its own, as latent spaces
+        have no common unit.
 
     Returns:
-        The figure: edges in blue, the longer the darker; paths on top, red first.
+      The figure: edges in blue, the longer the darker; paths on top, red first.
 
     Raises:
-        ValueError: no panels, or arrays of the wrong shape.
+      ValueError: no panels, or arrays of the wrong shape.
     """
     _want_some("panels", panels)
     blues = _part_of("Blues", 0.25, 1.0)
@@ -417,21 +417,21 @@ def plot_strips(
     """Draws decoded interpolations, discontinuities boxed in blue (Figs. 4, 7, 19).
 
     Args:
-        strips: for each method (a row each) its images in path order, [L, H, W] in
-            [0, 1].
-        jumps: for each method bool [L - 1], True where frame l + 1 is a jump away
-            from frame l; a method left out has none.
-        max_frames: a longer path is thinned out evenly to that many, yet both sides
-            of every jump are kept, beyond `max_frames` if there are so many. The
-            row's heading says how many are shown.
+      strips: for each method (a row each) its images in path order, [L, H, W] in
+        [0, 1].
+      jumps: for each method bool [L - 1], True where frame l + 1 is a jump away
+        from frame l; a method left out has none.
+      max_frames: a longer path is thinned out evenly to that many, yet both sides
+        of every jump are kept, beyond `max_frames` if there are so many. The
+        row's heading says how many are shown.
 
     Returns:
-        The figure. A box encloses both sides of a jump; jumps that follow each other
-        share one.
+      The figure. A box encloses both sides of a jump; jumps that follow each other
+      share one.
 
     Raises:
-        ValueError: no strips, arrays of the wrong shape, or jumps of an unknown
-            method.
+      ValueError: no strips, arrays of the wrong shape, or jumps of an unknown
+        method.
     """
     images = {name: _array(name, frames, 3) for name, frames in strips.items()}
 
@@ -456,17 +456,17 @@ def plot_pose_strips(
     """Draws interpolated movements as stick figures, jumps boxed (Figs. 7, 19).
 
     Args:
-        strips: for each method (a row each) its poses in path order, [L, P, 3], y up.
-        jumps: as for `plot_strips`.
-        skeleton: of the poses.
-        max_frames: as for `plot_strips`.
+      strips: for each method (a row each) its poses in path order, [L, P, 3], y up.
+      jumps: as for `plot_strips`.
+      skeleton: of the poses.
+      max_frames: as for `plot_strips`.
 
     Returns:
-        The figure: bodies seen from the side and a little from the front, all in one
-        scale, left limbs blue, right limbs red.
+      The figure: bodies seen from the side and a little from the front, all in one
+      scale, left limbs blue, right limbs red.
 
     Raises:
-        ValueError: as for `plot_strips`.
+      ValueError: as for `plot_strips`.
     """
     poses = {name: _array(name, frames, 3) for name, frames in strips.items()}
     _want_some("strips", poses)
@@ -540,17 +540,17 @@ def plot_regression(
     """Draws the true joint angle against the fitted one, whole circle (App. B.2).
 
     Args:
-        curves: for each method (a panel each) the true angle [N] in radians and the
-            regression's prediction from the polar angle of the posterior mean [N].
-            A prediction is known up to whole turns and drawn in the turn next to the
-            truth.
-        errors: mean absolute errors in radians, for the titles.
+      curves: for each method (a panel each) the true angle [N] in radians and the
+        regression's prediction from the polar angle of the posterior mean [N].
+        A prediction is known up to whole turns and drawn in the turn next to the
+        truth.
+      errors: mean absolute errors in radians, for the titles.
 
     Returns:
-        The figure; the dashed line is the ground truth.
+      The figure; the dashed line is the ground truth.
 
     Raises:
-        ValueError: no curves, or arrays of the wrong shape.
+      ValueError: no curves, or arrays of the wrong shape.
     """
     _want_some("curves", curves)
     turn = 2 * np.pi
@@ -595,16 +595,16 @@ def plot_quarter_circle(
     """Draws the joint angle against arcsin(z_2 / r) on a quarter circle (Fig. 15).
 
     Args:
-        curves: for each method the joint angle [N] in [0, pi / 2] and arcsin(z_2 / r)
-            [N], both in radians. The dots are the data, the line their mean in each
-            of 30 equal intervals of the angle.
-        errors: mean absolute errors in radians, for the legend.
+      curves: for each method the joint angle [N] in [0, pi / 2] and arcsin(z_2 / r)
+        [N], both in radians. The dots are the data, the line their mean in each
+        of 30 equal intervals of the angle.
+      errors: mean absolute errors in radians, for the legend.
 
     Returns:
-        The figure; the dashed line is the ground truth.
+      The figure; the dashed line is the ground truth.
 
     Raises:
-        ValueError: no curves, or arrays of the wrong shape.
+      ValueError: no curves, or arrays of the wrong shape.
     """
     _want_some("curves", curves)
     figure = Figure(figsize=(6.4, 3.9), layout="constrained")
@@ -643,20 +643,20 @@ def plot_history(
     """Draws the course of training: distortion, rate, constraint, beta.
 
     Args:
-        metrics: columns of `metrics.jsonl`, each [T]: `step` and at least one of
-            `distortion`, `rate` (nats per example), `constraint` (with
-            `kappa_squared`), `beta`; `initial_phase` (bool) shades the first phase.
-            A panel for each that is there; other names are left alone.
-        title: of the whole figure.
-        validation: `step`, `distortion` and `rate` of the validation split, drawn over
-            those of training.
+      metrics: columns of `metrics.jsonl`, each [T]: `step` and at least one of
+        `distortion`, `rate` (nats per example), `constraint` (with
+        `kappa_squared`), `beta`; `initial_phase` (bool) shades the first phase.
+        A panel for each that is there; other names are left alone.
+      title: of the whole figure.
+      validation: `step`, `distortion` and `rate` of the validation split, drawn over
+        those of training.
 
     Returns:
-        The figure. Axes of distortion and rate show the bulk of the values: a burst
-        at the start may leave them.
+      The figure. Axes of distortion and rate show the bulk of the values: a burst
+      at the start may leave them.
 
     Raises:
-        ValueError: `step` or all of the curves are missing, or lengths differ.
+      ValueError: `step` or all of the curves are missing, or lengths differ.
     """
     columns = {
         name: _array(name, metrics[name], 1)
@@ -716,15 +716,15 @@ def plot_image_grid(
     """Draws images in a grid, row by row.
 
     Args:
-        images: [N, H, W] in [0, 1].
-        title: of the whole figure.
-        columns: images in a row; as many as rows where not given.
+      images: [N, H, W] in [0, 1].
+      title: of the whole figure.
+      columns: images in a row; as many as rows where not given.
 
     Returns:
-        The figure; its single image has the tiles, a white line between them.
+      The figure; its single image has the tiles, a white line between them.
 
     Raises:
-        ValueError: no images or not [N, H, W].
+      ValueError: no images or not [N, H, W].
     """
     images = _array("images", images, 3)
     _want_some("images", images)
@@ -756,16 +756,16 @@ def plot_pose_grid(
     """Draws poses in a grid, row by row, all in one scale.
 
     Args:
-        poses: [N, P, 3], y up.
-        skeleton: of the poses.
-        title: of the whole figure.
-        columns: poses in a row; as many as rows where not given.
+      poses: [N, P, 3], y up.
+      skeleton: of the poses.
+      title: of the whole figure.
+      columns: poses in a row; as many as rows where not given.
 
     Returns:
-        The figure; the bodies are seen as in `plot_pose_strips`.
+      The figure; the bodies are seen as in `plot_pose_strips`.
 
     Raises:
-        ValueError: no poses or not [N, P, 3].
+      ValueError: no poses or not [N, P, 3].
     """
     poses = _array("poses", poses, 3)
     _want_some("poses", poses)
@@ -799,15 +799,15 @@ def save_animation(
     """Writes a movement as a GIF that plays in any browser, whole or not at all.
 
     Args:
-        poses: [T, P, 3] in the order of time, y up.
-        skeleton: of the poses.
-        path: file name, ending in .gif.
-        title: above the body.
-        frames_per_second: at most 50, the format's limit.
+      poses: [T, P, 3] in the order of time, y up.
+      skeleton: of the poses.
+      path: file name, ending in .gif.
+      title: above the body.
+      frames_per_second: at most 50, the format's limit.
 
     Raises:
-        ValueError: no poses or not [T, P, 3].
-        OSError: the file cannot be written; an old file stays as it was.
+      ValueError: no poses or not [T, P, 3].
+      OSError: the file cannot be written; an old file stays as it was.
     """
     poses = _array("poses", poses, 3)
     _want_some("poses", poses)
@@ -847,15 +847,15 @@ def plot_smoothness(
     """Draws the movement smoothness factor of each joint: Fig. 8; less is smoother.
 
     Args:
-        factors: for each method the mean [J] and the standard deviation [J].
-        joints: their names, [J].
-        unit: of the factors.
+      factors: for each method the mean [J] and the standard deviation [J].
+      joints: their names, [J].
+      unit: of the factors.
 
     Returns:
-        The figure: bars side by side, standard deviations as whiskers.
+      The figure: bars side by side, standard deviations as whiskers.
 
     Raises:
-        ValueError: no methods, or other numbers of factors than of joints.
+      ValueError: no methods, or other numbers of factors than of joints.
     """
     _want_some("factors", factors)
     figure = Figure(figsize=(0.42 * len(joints) + 1.6, 3.4), layout="constrained")
@@ -891,14 +891,14 @@ def plot_rate_distortion(curves: Mapping[str, Mapping[str, ArrayLike]]) -> Figur
     """Draws rate and distortion over training, one colour a method: Fig. 20.
 
     Args:
-        curves: method -> `step`, `distortion` and `rate` (nats per example), each [T].
+      curves: method -> `step`, `distortion` and `rate` (nats per example), each [T].
 
     Returns:
-        The figure: the way through the plane of rate and distortion (a mark at its end,
-        lines of equal sum), and minus the bound, their sum, over the steps.
+      The figure: the way through the plane of rate and distortion (a mark at its end,
+      lines of equal sum), and minus the bound, their sum, over the steps.
 
     Raises:
-        ValueError: no curves, or lengths differ.
+      ValueError: no curves, or lengths differ.
     """
     _want_some("curves", curves)
     figure = Figure(figsize=(8.4, 3.8), layout="constrained")
@@ -935,13 +935,13 @@ def plot_active_units(kl: Mapping[str, ArrayLike]) -> Figure:
     """Draws the KL of each latent dimension, sorted, on a logarithmic scale: Fig. 21.
 
     Args:
-        kl: method -> [D], nats, in descending order.
+      kl: method -> [D], nats, in descending order.
 
     Returns:
-        The figure: one panel a method, alike in both axes.
+      The figure: one panel a method, alike in both axes.
 
     Raises:
-        ValueError: no methods.
+      ValueError: no methods.
     """
     _want_some("kl", kl)
     values = {name: _array(name, value, 1) for name, value in kl.items()}

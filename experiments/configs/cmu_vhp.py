@@ -23,11 +23,19 @@ def get_config() -> ConfigDict:
     config.data.num_validation = 2_531
     config.data.num_test = 2_531
     config.data.frame_rate = 120  # Hz
-    config.data.scaling = "global"  # kappa depends on it; or range, standard, radians
+    config.data.scaling = "turns"  # kappa depends on it; or radians, standard, range
+
+    config.model.encoder_head_scale = 3.0
+    config.model.decoder_scale_init = 0.1
+    config.model.prior_decoder_scale_init = 0.5
 
     config.objective.num_samples = 32  # K
     config.beta.kappa = 0.02
     config.beta.nu = 1.0
+    config.beta.init = 0.1
+
+    config.train.num_steps = 20_000
+    config.train.snapshot_steps = (500, 5_000, 10_000, 20_000)
 
     config.graph.num_nodes = 2_530
     config.graph.num_neighbours = 15

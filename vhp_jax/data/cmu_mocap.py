@@ -42,7 +42,8 @@ LABELS = "labels.csv"
 LABELS_HEADER = ["file", "motion", "frames", "frame_rate_hz"]  # others may follow
 SKELETON = "35.asf"  # of the subject of most trials; poses are of this body
 MOTIONS = ("walking", "jogging", "balancing", "punching", "kicking")
-SCALINGS = ("global", "standard", "range", "radians")
+UNITS = {"turns": 360.0, "radians": float(np.degrees(1.0))}  # degrees
+SCALINGS = (*UNITS, "standard", "range")
 FRAME_RATE = 120  # frames a second, of all trials
 MAX_MEMBER_BYTES = 16_000_000
 
@@ -132,7 +133,7 @@ def load(
     num_validation: int = 2_531,
     num_test: int = 2_531,
     frame_rate: int = FRAME_RATE,
-    scaling: str = "global",
+    scaling: str = "turns",
     verify: bool = True,
 ) -> Dataset:
     """Reads the trials and splits their frames.
@@ -150,10 +151,10 @@ def load(
       num_validation: validation frames (the paper: 2,531).
       num_test: test frames (the paper has none).
       frame_rate: frames a second that are kept; divides 120.
-      scaling: of the examples, by statistics of the training split: "global" to mean 0
-        and all features by one number to [-1, 1], so that a degree is as much in each;
-        "standard" each to mean 0 and variance 1; "range" each to [0, 1]; "radians" to
-        mean 0 only. The scale of the decoder and kappa refer to it.
+      scaling: of the examples, by statistics of the training split: "turns" and
+        "radians" only to mean 0, in those units, so that a degree is as much in each
+        feature; "standard" each to mean 0 and variance 1; "range" each to [0, 1]. The
+        scale of the decoder and kappa refer to it.
       verify: whether content that is not the known one is refused.
 
     Returns:
@@ -435,12 +436,9 @@ def fit_scaling(angles: np.ndarray, scaling: str) -> dict[str, np.ndarray]:
       float64 [50] each, "mean" and "scale": an example is (angle - mean) / scale.
       Features that do not change at all are only centred.
     """
-    if scaling == "radians":
-        scale = np.full(angles.shape[1], np.degrees(1.0))
+    if scaling in UNITS:
+        scale = np.full(angles.shape[1], UNITS[scaling])
         return {"mean": angles.mean(axis=0), "scale": scale}
-    if scaling == "global":
-        mean = angles.mean(axis=0)
-        return {"mean": mean, "scale": np.full_like(mean, np.abs(angles - mean).max())}
     if scaling == "range":
         mean = angles.min(axis=0)
         scale = angles.max(axis=0) - mean

@@ -1,0 +1,180 @@
+"""Motion configs on a small made set: trained, measured, interpolated, drawn."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_architecture import Spy
+from test_data_mocap import tiny  # noqa: F401, a fixture
+from test_experiments import cached_programs, command
+
+from experiments import build, cli, evaluate, figures, metrics, runs, tables, views
+from vhp_jax import graph
+from vhp_jax.checkpoints import Checkpointer
+
+pytestmark = [pytest.mark.slow, pytest.mark.optax]
+
+TINY = {
+    "data.num_train": "600",
+    "data.num_validation": "120",
+    "data.num_test": "100",
+    "model.hidden": "8",
+    "model.num_pseudo_inputs": "5",
+    "objective.num_samples": "2",
+    "beta.kappa": "0.6",  # reached at once
+    "train.num_steps": "4",
+    "train.batch_size": "8",
+    "train.log_every": "2",
+    "train.eval_every": "4",
+    "train.checkpoint_every": "2",
+    "train.snapshot_steps": "4",
+    "graph.num_nodes": "40",
+    "graph.num_neighbours": "4",
+}
+CONFIGS = [row.config for row in tables.MOTION.rows]
+
+
+def load(name="cmu_vhp", **overrides):
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    return cli.load_config(name, list((TINY | dotted).items()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory):
+    with cached_programs(tmp_path_factory.getbasetemp() / "motion_programs"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def data_dir(tiny, monkeypatch):  # noqa: F811
+    """The small set is where VHP_DATA_DIR says."""
+    monkeypatch.setenv(build.DATA_DIR, str(tiny.parent))
+    monkeypatch.setattr(metrics, "NUM_GRAPHS", 2)
+    monkeypatch.setattr(metrics, "PAIRS_PER_GRAPH", 3)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_method_is_trained_measured_and_drawn(name, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert runs.train(load(name), workdir)["completed"]
+    for figure in ("history", "latent_space", "samples", "reconstructions"):
+        assert (workdir / "figures" / f"{figure}.png").stat().st_size > 1000
+    run, _, params, step = runs.restore(workdir)
+    test = run.experiment.dataset.test
+    setting = metrics.Setting(run, params, step, test, "test", workdir / "eval")
+    for metric in ("neighbours", "prior_match", "smoothness"):
+        result = metrics.measure(metric, setting)
+        written = json.loads((workdir / "eval" / f"{metric}.json").read_text())
+        assert written["value"] == result["value"] >= 0.0
+        assert result["num_examples"] == 100
+    assert result["num_samples"] == 6
+    assert result["joints"] == list(run.experiment.dataset.motion.joints)
+    assert len(result["joint_mean"]) == len(result["raw"]["joint_mean"]) == 23
+    assert np.mean(result["joint_mean"]) == pytest.approx(result["value"])
+    assert capsys.readouterr().out.count("eval/") == 3
+
+
+def test_interpolate_draws_strips_and_films_of_all_default_pairs(tmp_path):
+    runs.train(load(), tmp_path)
+    done = command("interpolate", f"--workdir={tmp_path}")
+    assert (done.code, done.err) == (0, "")
+    assert "(walking to kicking)" in done.out
+    run = runs.restore(tmp_path).run
+    with np.load(tmp_path / "interpolation.npz") as arrays:
+        pairs = [tuple(pair) for pair in arrays["pairs"]]
+    assert pairs == figures.default_pairs(run)
+    targets = run.experiment.dataset.test.targets
+    wanted = run.config.graph.start_targets, run.config.graph.end_targets
+    assert [tuple(targets[list(side)]) for side in zip(*pairs, strict=True)] == [
+        *wanted
+    ]
+    assert len(set(pairs[1])) == 2  # within one movement, yet two frames
+    for number in range(4):
+        with Image.open(tmp_path / "figures" / f"path_{number}.gif") as film:
+            assert film.n_frames == 100
+    done = command("sample", f"--workdir={tmp_path}", "--num_samples=5")
+    assert (done.code, done.err) == (0, "")
+
+
+def test_the_statistics_of_the_data_are_kept_and_compared(tmp_path):
+    runs.train(load(), tmp_path)
+    restored = runs.restore(tmp_path)
+    kept = restored.state.statistics
+    dataset = restored.run.experiment.dataset
+    for name, array in dataset.statistics.items():
+        np.testing.assert_allclose(kept[name], array, rtol=1e-6)
+    # Other files, or another way to scale them, are not what it was trained on.
+    state = restored.state.replace(statistics=kept | {"scale": 2.0 * kept["scale"]})
+    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        checkpointer.save(5, state)
+    with pytest.raises(cli.UserError, match=r"scale of feature \d+ was 720 .* is 360"):
+        runs.restore(tmp_path)
+
+
+def test_graphs_in_parts_are_bridged_and_it_is_said(tmp_path, monkeypatch):
+    runs.train(load(), tmp_path)
+    restored = runs.restore(tmp_path)
+
+    def two_heaps(self, params, key, num):
+        side = np.where(np.arange(num) % 2, 0.0, 50.0)[:, None]
+        return side + np.asarray(jax.random.normal(key, (num, 2)))
+
+    monkeypatch.setattr(type(restored.run.experiment.model.prior), "sample", two_heaps)
+    found = figures.Interpolation(restored.run, restored.first(), [(0, 1)], seed=0)
+    assert found.num_bridges == 1
+    assert len(found.graph.component_sizes) == 1
+    setting = metrics.Setting(
+        restored.run,
+        restored.first(),
+        restored.step,
+        restored.run.experiment.dataset.test,
+        "test",
+        tmp_path / "eval",
+    )
+    assert metrics.measure("smoothness", setting)["mean_bridges"] == 1.0
+
+
+def test_measures_of_other_data_are_refused_in_one_line(tmp_path):
+    runs.train(load(), tmp_path)
+    done = command("evaluate", f"--workdir={tmp_path}", "--metrics=ols")
+    assert done.code == 1
+    assert done.err == "error: ols wants a data set with angles, such as the pendulum\n"
+    assert set(metrics.METRICS) >= {"smoothness", "neighbours", "prior_match"}
+    assert all(name in evaluate.__doc__ for name in metrics.METRICS)
+
+
+def test_every_key_of_the_motion_config_is_read(tmp_path):
+    config, seen = load(), set()
+    spy = Spy(config, seen)
+    runs.train(spy, tmp_path)
+    run = runs.Run(spy)
+    params = run.initial_state().params
+    figures.Interpolation(run, params, figures.default_pairs(run), seed=0)
+    unread = {key for key, _ in cli.flatten(config)} - seen
+    assert unread == {"model.num_pseudo_inputs"}
+
+
+def test_bodies_are_drawn_and_not_images():
+    run = runs.Run(load())
+    dataset = run.experiment.dataset
+    view = views.view(dataset)
+    frames = view.frames(dataset.test.examples[:7])
+    assert frames.shape == (7, len(dataset.motion.points), 3)
+    # Lengths of bones do not depend on the example.
+    parents = dataset.motion.parents
+    bones = np.linalg.norm(frames[:, 1:] - frames[:, parents[1:]], axis=-1)
+    np.testing.assert_allclose(bones, np.broadcast_to(bones[0], bones.shape), rtol=1e-9)
+    assert graph.find_jumps(frames).shape == (6,)
+
+
+def test_default_pairs_want_labels_that_there_are():
+    run = runs.Run(load())
+    run.config.graph.unlock()
+    run.config.graph.start_targets, run.config.graph.end_targets = (9,), (0,)
+    with pytest.raises(ValueError, match="no test example has the label 9"):
+        figures.default_pairs(run)
+    run.config.graph.end_targets = (0, 1)
+    with pytest.raises(ValueError, match="1 start_targets but 2 end_targets"):
+        figures.default_pairs(run)

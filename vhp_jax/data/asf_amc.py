@@ -32,6 +32,7 @@ ROOT_CHANNELS = ("TX", "TY", "TZ", "RX", "RY", "RZ")
 DOF = ("rx", "ry", "rz")
 # Larger numbers are no angle, length or place of a body; they would overflow later.
 LARGEST = 1e6
+A_NUMBER = f"a finite number of at most {LARGEST:,.0f}"
 UNIT_TOLERANCE = 1e-3  # of the length of a direction; files have six digits
 
 NEEDED_SECTIONS = (":units", ":root", ":bonedata", ":hierarchy")
@@ -137,9 +138,7 @@ class _Line(NamedTuple):
     def number_at(self, index: int) -> float:
         value = _number(self.words[index])
         if value is None:
-            self.refuse(
-                f"{self.words[0]} has {_short(self.words[index])}", "a finite number"
-            )
+            self.refuse(f"{self.words[0]} has {_short(self.words[index])}", A_NUMBER)
         return value
 
     def numbers(self, count: int) -> np.ndarray:
@@ -171,13 +170,13 @@ def _number(word: str | bytes) -> float | None:
 def _split(place: object, content: bytes, what: str) -> list[bytes]:
     """The lines of a text; refuses what is not one or is cut off within a line."""
     if not content.strip():
-        raise DataError(f"{place}: this is {files.describe(b'')}, wanted {what}")
+        raise DataError(f"{place}, line 1: nothing, wanted {what}")
     foreign = re.search(rb"[^\t\n\r -~]", content)
     if foreign:
         number = len(content[: foreign.start() + 1].splitlines())
         raise DataError(
-            f"{place}, line {number}: holds the byte {foreign[0].hex()}, wanted "
-            f"{what}, which is ASCII text"
+            f"{place}, line {number}: holds the byte {foreign[0].hex()} of "
+            f"{files.describe(content)}, wanted {what}, which is ASCII text"
         )
     lines = content.splitlines()
     if not content.endswith((b"\n", b"\r")):
@@ -650,7 +649,7 @@ def _values(rows: _Rows, start: int, height: int) -> np.ndarray:
                     start + index,
                     f"{_quoted(row[0])} in frame {1 + index // height} has "
                     f"{_quoted(word)}",
-                    f"a finite number of at most {LARGEST:g}",
+                    A_NUMBER,
                 )
     raise AssertionError("unreachable: one of the words is no number")
 

@@ -566,14 +566,13 @@ def split_blocks(
 def _apportion(total: int, weights: Sequence[int] | np.ndarray) -> np.ndarray:
     """Whole numbers that sum to `total` in proportion to whole weights.
 
-    Those that would be rounded down most get one more. No number exceeds its weight
-    where `total` is at most the sum of the weights.
+    Their running sum is rounded, so that the sum of any that follow each other, such as
+    those of one motion, is off by less than one too. No number exceeds its weight where
+    `total` is at most the sum of the weights.
     """
-    shares = np.asarray(weights, np.int64) * total
-    whole, remainders = np.divmod(shares, max(1, int(np.sum(weights))))
-    order = np.argsort(-remainders, kind="stable")
-    whole[order[: total - whole.sum()]] += 1
-    return whole
+    ends = np.cumsum(np.asarray(weights, np.int64))
+    whole = max(1, int(ends[-1]))
+    return np.diff((2 * total * ends + whole) // (2 * whole), prepend=0)
 
 
 def _sum(counts: Sequence[int]) -> str:

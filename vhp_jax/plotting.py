@@ -18,9 +18,8 @@ from typing import Literal, NamedTuple, ParamSpec
 import matplotlib
 import matplotlib.style
 import numpy as np
-from matplotlib.animation import FuncAnimation, PillowWriter
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import (
     CenteredNorm,
@@ -35,6 +34,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 _P = ParamSpec("_P")
 _Floats = NDArray[np.float64]
@@ -826,16 +826,23 @@ def save_animation(
         sticks = _sticks(box.place(view[0], 0.0), skeleton, linewidth=2.2)
         ax.add_collection(sticks)
 
-        def show(frame: int) -> list[Artist]:
-            sticks.set_segments(_segments(box.place(view[frame], 0.0), skeleton))
-            return [sticks]
-
-        animation = FuncAnimation(figure, show, frames=len(view))
-        try:
-            animation.save(temporary, writer=PillowWriter(fps=frames_per_second))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        canvas = FigureCanvasAgg(figure)
+        frames = []
+        for body in view:
+            sticks.set_segments(_segments(box.place(body, 0.0), skeleton))
+            canvas.draw()
+            frames.append(
+                Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("P")
+            )
+    first, *others = frames
+    pause = round(1000 / frames_per_second)  # milliseconds
+    try:
+        first.save(
+            temporary, save_all=True, append_images=others, duration=pause, loop=0
+        )
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @_styled

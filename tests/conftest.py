@@ -1,6 +1,8 @@
 """Strict settings for every test: shapes, dtypes, ranks; warnings are errors."""
 
+import fcntl
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -29,3 +31,22 @@ def strict_dtypes(request):
     mode = "standard" if request.node.get_closest_marker("optax") else "strict"
     with jax.numpy_dtype_promotion(mode):
         yield
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A finished run of `tiny`, only to be read; one for all files and processes."""
+    from test_experiments import arguments, cached_programs, command
+
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    workdir = shared / "finished" / "run"
+    workdir.parent.mkdir(exist_ok=True)
+    with (shared / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        if not (workdir / "stdout.txt").exists():
+            with cached_programs(own / "programs"):
+                done = command("train", f"--workdir={workdir}", *arguments())
+            assert (done.code, done.err) == (0, ""), done
+            (workdir / "stdout.txt").write_text(done.out)
+    return workdir

@@ -1,6 +1,7 @@
 """Programs are traced and compiled once: over chunks, phases, resume and seeds."""
 
 import contextlib
+import functools
 
 import chex
 import jax
@@ -52,12 +53,16 @@ def make_loop(scheme: beta.BetaScheme, num_seeds: int = 1):
     return training.jit_train_loop(loop, num_seeds), traces
 
 
-def init(scheme: beta.BetaScheme, seed: int = 0) -> training.TrainState:
+@functools.cache
+def initialiser(scheme: beta.BetaScheme):
     """As the runs do it: one compiled program."""
-    initialise = jax.jit(
+    return jax.jit(
         lambda key: training.init_state(key, init_params, OPTIMIZERS, scheme)
     )
-    return initialise(jax.random.key(seed))
+
+
+def init(scheme: beta.BetaScheme, seed: int = 0) -> training.TrainState:
+    return initialiser(scheme)(jax.random.key(seed))
 
 
 @contextlib.contextmanager

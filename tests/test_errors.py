@@ -37,14 +37,6 @@ def programs(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, programs) -> Path:
-    """A finished run, only to be read; others copy it."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    runs.train(tiny(), workdir)
-    return workdir
-
-
 @pytest.fixture
 def workdir(finished, tmp_path) -> Path:
     """A copy of the finished run to work on."""

@@ -133,16 +133,6 @@ def is_png(path: Path) -> bool:
     return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 1000
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, programs) -> Path:
-    """A finished run, only to be read; others copy it."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    done = command("train", f"--workdir={workdir}", *arguments())
-    assert (done.code, done.err) == (0, ""), done
-    (workdir / "stdout.txt").write_text(done.out)
-    return workdir
-
-
 @pytest.fixture
 def workdir(finished, tmp_path) -> Path:
     """A copy of the finished run to work on."""

@@ -491,6 +491,10 @@ def test_rate_and_distortion_share_a_plane_with_lines_of_equal_bound():
     plane, over_time = plotting.plot_rate_distortion(curves).axes
     drawn = {line.get_label(): line for line in over_time.get_lines()}
     np.testing.assert_array_equal(drawn["one"].get_ydata(), [100.0, 90.0, 87.0])
+    ways = {line.get_label(): line for line in plane.get_lines()}
+    for name, curve in curves.items():
+        way = ways[name].get_xydata()
+        np.testing.assert_array_equal(way.T, [curve["rate"], curve["distortion"]])
     levels = []
     for line in plane.get_lines():
         if line.get_linestyle() == ":":

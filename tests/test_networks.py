@@ -1,6 +1,9 @@
 """Initialisations as exact linear maps, scales and centring."""
 
+import itertools
+
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,8 @@ from vhp_jax.model import VAE
 from vhp_jax.networks import (
     MLP,
     BernoulliDecoder,
+    ConvDecoder,
+    ConvEncoder,
     Flat,
     GatedConvDecoder,
     GatedConvEncoder,
@@ -434,6 +439,53 @@ def test_table_3_encoder_has_6_by_7_by_7_features():
         6 * 7 * 7,
         64,
     )
+
+
+def flax_conv(kernel, stride):
+    """x -> its convolution, without bias."""
+    size, channels = kernel.shape[0], kernel.shape[-1]
+    conv = nn.Conv(channels, (size, size), stride, use_bias=False)
+    return lambda x: conv.apply({"params": {"kernel": kernel}}, x)
+
+
+def test_conv_decoder_is_the_reverse_of_its_encoder_layer_by_layer():
+    layers = ((3, 5, 2), (2, 3, 1))
+    decoder = ConvDecoder((8, 8, 1), layers, dense=5)
+    z = random((2, 3, 2))
+    params = shaken(decoder.init(jax.random.key(0), z))
+    found = params["params"]
+    dense = {f"Dense_{i}": found[f"Dense_{i}"] for i in range(2)}
+    x = np.maximum(numpy_mlp(dense, np.asarray(z, np.float64)), 0.0)
+    y = jnp.asarray(x.reshape(6, 4, 4, 2), jnp.float32)
+    # A transposed convolution is the adjoint of a convolution whose kernel is turned
+    # by half a turn and has its channels exchanged: <conv(x), y> = <x, transposed(y)>.
+    for index, (stride, shape) in enumerate([(1, (6, 4, 4, 3)), (2, (6, 8, 8, 1))]):
+        layer = found[f"ConvTranspose_{index}"]
+        kernel = jnp.swapaxes(layer["kernel"][::-1, ::-1], 2, 3)
+        _, adjoint = jax.vjp(flax_conv(kernel, stride), jnp.zeros(shape))
+        (y,) = adjoint(y if index == 0 else nn.relu(y))
+        y = y + layer["bias"][None, None, None]
+    logits = decoder.apply(params, z).logits
+    np.testing.assert_allclose(logits, y.reshape(2, 3, 64), rtol=1e-4, atol=1e-5)
+
+
+def test_table_3_face_networks_meet_at_96_by_4_by_4():
+    images = jnp.zeros((1, 64, 64, 1))
+    encoder = jax.eval_shape(ConvEncoder(32).init, jax.random.key(0), images)
+    head = encoder["params"]["NormalMLP_0"]["MLP_0"]
+    assert head["Dense_0"]["kernel"].shape == (96 * 4 * 4, 256)
+    assert head["Dense_1"]["kernel"].shape == (256, 64)
+    decoder, z = ConvDecoder((64, 64, 1)), jnp.zeros((1, 32))
+    params = jax.eval_shape(decoder.init, jax.random.key(0), z)
+    kernels = [params["params"][f"ConvTranspose_{i}"]["kernel"].shape for i in range(8)]
+    widths = [96, 96, 64, 64, 48, 48, 32, 32, 1]
+    sizes = [3, 5, 3, 5, 3, 5, 3, 5]
+    assert kernels == [
+        (size, size, *pair)
+        for size, pair in zip(sizes, itertools.pairwise(widths), strict=True)
+    ]
+    with pytest.raises(ValueError, match=r"28 x 28 pixels must be multiples of .* 16"):
+        ConvDecoder((28, 28, 1)).init(jax.random.key(0), z)
 
 
 def test_log_scale_range_holds_and_stops_the_gradient():

@@ -298,6 +298,91 @@ class GatedConvDecoder(nn.Module):
         return Bernoulli(logits.reshape(*z.shape[:-1], -1))
 
 
+ConvLayers = Sequence[tuple[int, int, int]]
+# Faces and chairs: (channels, kernel size, stride) of each convolution.
+FACE_LAYERS: ConvLayers = (
+    (32, 5, 2),
+    (32, 3, 1),
+    (48, 5, 2),
+    (48, 3, 1),
+    (64, 5, 2),
+    (64, 3, 1),
+    (96, 5, 2),
+    (96, 3, 1),
+)
+
+
+class ConvEncoder(nn.Module):
+    """ReLU convolutions and a fully connected layer onto q(z|x): faces and chairs.
+
+    Attributes:
+      features: dimensions D of z.
+      layers: (channels, kernel size, stride) of each convolution.
+      dense: width of the fully connected layer.
+      log_scale_range: see `NormalMLP`.
+    """
+
+    features: int
+    layers: ConvLayers = FACE_LAYERS
+    dense: int = 256
+    log_scale_range: tuple[float, float] | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> DiagonalNormal:
+        """Returns a normal over [B, features]."""
+        for channels, size, stride in self.layers:
+            kernel_init = nn.initializers.he_normal()
+            x = nn.relu(
+                nn.Conv(channels, (size, size), stride, kernel_init=kernel_init)(x)
+            )
+        flat = x.reshape(x.shape[0], -1)
+        limits = self.log_scale_range
+        return NormalMLP((self.dense,), self.features, log_scale_range=limits)(flat)
+
+
+class ConvDecoder(nn.Module):
+    """The layers of a `ConvEncoder` in reverse, transposed, onto logits.
+
+    Attributes:
+      image_shape: (H, W, C) of an example; sides divisible by all strides.
+      layers: of the encoder.
+      dense: width of the fully connected layer.
+    """
+
+    image_shape: tuple[int, int, int]
+    layers: ConvLayers = FACE_LAYERS
+    dense: int = 256
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "*batch D"]) -> Bernoulli:
+        """Returns p(x|z), logits float32 [*batch, H * W * C].
+
+        Raises:
+          ValueError: the strides do not divide the image's sides.
+        """
+        height, width, image_channels = self.image_shape
+        reduction = math.prod(stride for *_, stride in self.layers)
+        if height % reduction or width % reduction:
+            raise ValueError(
+                f"sides of {height} x {width} pixels must be multiples of the strides' "
+                f"product, {reduction}"
+            )
+        shape = (height // reduction, width // reduction, self.layers[-1][0])
+        he = nn.initializers.he_normal()
+        x = nn.relu(nn.Dense(self.dense, kernel_init=he)(z))
+        x = nn.relu(nn.Dense(math.prod(shape), kernel_init=he)(x)).reshape(-1, *shape)
+        # What each layer of the encoder took in is what its twin here gives out.
+        taken = [image_channels, *(channels for channels, *_ in self.layers)]
+        for index in reversed(range(len(self.layers))):
+            _, size, stride = self.layers[index]
+            if index < len(self.layers) - 1:
+                x = nn.relu(x)
+            x = nn.ConvTranspose(
+                taken[index], (size, size), (stride, stride), kernel_init=he
+            )(x)
+        return Bernoulli(x.reshape(*z.shape[:-1], -1))
+
+
 class Flat(nn.Module):
     """Flattens each example before `network`, so that it takes images as they are.
 

@@ -188,7 +188,7 @@ def markdown(table: Table, records: list[dict[str, Any]]) -> str:
     several = len({record["dataset"] for record in records}) > 1
     published = any(record.get("published") is not None for record in records)
     head = ["method", *["data"] * several, table.header, "each seed"]
-    head += [f"{metric} (mean)" for metric in table.also]
+    head += [name.rpartition(".")[2].replace("_", " ") for name in table.also]
     head += ["rate (nats)", "final beta", "steps", *["published"] * published, "paper"]
     lines = [head]
     for record in records:
@@ -200,7 +200,7 @@ def markdown(table: Table, records: list[dict[str, Any]]) -> str:
             ours = [
                 f"{number(record['mean'])}{spread}",
                 ", ".join(map(number, record["seeds"])),
-                *[f"{np.mean(record[metric]):.3f}" for metric in table.also],
+                *[f"{np.mean(record[name]):.4g}" for name in table.also],
                 f"{np.mean(record['final_rate']):.1f}",
                 f"{np.mean(record['final_beta']):.3g}",
                 ", ".join(f"{step:,}" for step in np.unique(record["steps"])),

@@ -59,7 +59,8 @@ class Table:
       folder: of the runs; tables may share it where their rows' names differ.
       details: what else of the metric's file the results keep, one value a seed.
       num_seeds: where the command line does not say.
-      also: other metrics that are measured, one value a seed.
+      also: other metrics that are measured, or METRIC.KEY for another number of their
+        files; one value a seed.
     """
 
     rows: tuple[Row, ...]
@@ -259,7 +260,12 @@ MOTION = Table(
     folder="motion",
     details=("raw", "mean_path_points", "mean_bridges"),
     num_seeds=3,
-    also=("neighbours", "prior_match"),
+    also=(
+        "neighbours",
+        "prior_match",
+        "prior_match.squared_maximum_mean_discrepancy",
+        "rate_distortion",
+    ),
 )
 
 TABLES = {

@@ -34,8 +34,8 @@ def get_config() -> ConfigDict:
     config.beta.nu = 1.0
     config.beta.init = 0.1
 
-    config.train.num_steps = 20_000
-    config.train.snapshot_steps = (500, 5_000, 10_000, 20_000)
+    config.train.num_steps = 15_000
+    config.train.snapshot_steps = (500, 3_000, 7_000, 15_000)
 
     config.graph.num_nodes = 2_530
     config.graph.num_neighbours = 15

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments import runs, views
 from vhp_jax import beta, evaluation, graph, plotting
+from vhp_jax.data import Dataset
 from vhp_jax.types import Params, PRNGKey
 
 save = plotting.save_figure
@@ -26,7 +28,7 @@ def training_figures(
     params = next(run.members(stacked))
     planar = run.experiment.model.latent_dim == 2
     if planar and directory.snapshots():
-        yield "latent_space", snapshot_figure(directory, run.config.seed)
+        yield "latent_space", snapshot_figure(run, directory)
     if planar and run.experiment.dataset.target_kind == "angle":
         fit = test_regression(run, params)
         curve = (run.experiment.dataset.test.targets, fit.fitted)
@@ -66,16 +68,17 @@ def columns(lines: Sequence[dict]) -> dict[str, np.ndarray]:
     return {name: np.array([line[name] for line in lines]) for name in names}
 
 
-def snapshot_figure(directory: runs.WorkDir, seed: int, title: str = "") -> Figure:
+def snapshot_figure(run: runs.Run, directory: runs.WorkDir, title: str = "") -> Figure:
     """Fig. 2 for the first seed of a run."""
-    lines = columns(member_lines(directory, seed))
+    lines = columns(member_lines(directory, run.config.seed))
+    dataset = run.experiment.dataset
     snapshots = [
         plotting.Snapshot(
             step,
             arrays["posterior_mean"][0],
             arrays["posterior_scale"][0],
             arrays["prior_samples"][0],
-            arrays["targets"],
+            target_colors(dataset, arrays["targets"]),
         )
         for step, arrays in directory.snapshots().items()
     ]
@@ -84,8 +87,20 @@ def snapshot_figure(directory: runs.WorkDir, seed: int, title: str = "") -> Figu
         snapshots,
         (lines["step"], lines["beta"]),
         title,
+        color_by=color_by(dataset),
         phase_end=int(initial[-1]) if len(initial) else None,
     )
+
+
+def target_colors(dataset: Dataset, targets: np.ndarray) -> np.ndarray:
+    """What points are coloured by: radians, or the names of classes."""
+    names = np.array(dataset.label_names)
+    return names[targets] if len(names) else targets
+
+
+def color_by(dataset: Dataset) -> Literal["angle", "class"]:
+    """How `target_colors` are to be read."""
+    return "angle" if dataset.target_kind == "angle" else "class"
 
 
 def test_regression(run: runs.Run, params: Params) -> evaluation.RingRegression:
@@ -269,17 +284,13 @@ def strips(
 
 
 def latent_space(run: runs.Run, params: Params, step: int) -> plotting.Snapshot:
-    """Posterior of the test set and as many prior samples, for Figs. 5 and 18.
-
-    Classes have their names for colours, angles their radians.
-    """
+    """Posterior of the test set and as many prior samples, for Figs. 5 and 18."""
     dataset, model = run.experiment.dataset, run.experiment.model
     split = dataset.test
     codes = evaluation.encode_dataset(model, params, split.examples)
     drawn = model.prior.sample(params, jax.random.key(0), len(split.examples))
-    names = np.array(dataset.label_names)
-    color = names[split.targets] if len(names) else split.targets
-    return plotting.Snapshot(step, codes.mean, codes.scale, np.asarray(drawn), color)
+    colors = target_colors(dataset, split.targets)
+    return plotting.Snapshot(step, codes.mean, codes.scale, np.asarray(drawn), colors)
 
 
 def save_all(figures: Mapping[str, Figure], folder: Path) -> None:

@@ -20,7 +20,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -265,7 +265,8 @@ def restored(table: Table, name: str) -> runs.Restored:
 
 def snapshots(name: str) -> Figure:
     """Latent space over training of seed 1 of a row."""
-    return figures.snapshot_figure(runs.WorkDir(completed(PENDULUM, name)), 1, name)
+    path = completed(PENDULUM, name)
+    return figures.snapshot_figure(runs.restore(path).run, runs.WorkDir(path), name)
 
 
 def interpolations(table: Table, names: list[str]) -> dict[str, figures.Interpolation]:
@@ -286,14 +287,14 @@ def latent_graphs(table: Table, names: list[str]) -> Figure:
 
 def latent_spaces(table: Table, names: list[str]) -> Figure:
     """Posterior and prior of each row at the end of training."""
-    spaces = {}
-    angles = False
-    for name in names:
-        run, _, params, step = restored(table, name)
-        spaces[name] = figures.latent_space(run, params, step)
-        angles = run.experiment.dataset.target_kind == "angle"
-    color_by: Literal["angle", "class"] = "angle" if angles else "class"
-    return plotting.plot_latent_spaces(spaces, color_by=color_by)
+    found = {name: restored(table, name) for name in names}
+    return plotting.plot_latent_spaces(
+        {
+            name: figures.latent_space(r.run, r.params, r.step)
+            for name, r in found.items()
+        },
+        color_by=figures.color_by(found[names[0]].run.experiment.dataset),
+    )
 
 
 def path_strips(table: Table, names: list[str], *numbers: int) -> list[Figure]:

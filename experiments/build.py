@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -35,6 +35,7 @@ POSITIVE = {
     "model.latent_dim",
     "model.inner_dim",
     "model.num_pseudo_inputs",
+    "model.dense",
     "model.posterior_scale_init",
     "model.decoder_scale_init",
     "model.prior_encoder_scale_init",
@@ -51,12 +52,13 @@ POSITIVE = {
     "train.prior_learning_rate",
     "train.scale_learning_rate",
 }
-WIDTHS = {"model.hidden", "model.prior_hidden", "model.strides"}
+WIDTHS = {"model.hidden", "model.prior_hidden", "model.strides", "model.channels"}
 # Keys that only some configs have, and what wants them.
 NETWORK_KEYS = {
     "relu_mlp": ("hidden", "initialisation", "decoder_scale_init"),
     "gated_mlp": ("hidden", "prior_hidden", "log_scale_range"),
     "gated_conv": ("strides", "prior_hidden", "log_scale_range"),
+    "conv": ("channels", "dense", "prior_hidden", "log_scale_range"),
 }
 
 
@@ -234,6 +236,7 @@ def build_model(config: ConfigDict, dataset: Dataset) -> VAE:
         "relu_mlp": relu_mlp,
         "gated_mlp": gated_mlp,
         "gated_conv": gated_conv,
+        "conv": conv,
     }
     built = choose("model.network", config.network, makers)(config, shape)
     prior_makers: dict[str, Callable[[], priors.Prior]] = {
@@ -301,12 +304,9 @@ def gated_mlp(config: ConfigDict, shape: tuple[int, ...]) -> Networks:
 
 
 def gated_conv(config: ConfigDict, shape: tuple[int, ...]) -> Networks:
-    """Gated convolutions and a Bernoulli decoder: Table 3's images."""
+    """Gated convolutions and a Bernoulli decoder: Table 3's images of 28 pixels."""
     layers = networks.GatedConvEncoder.layers
-    if len(config.strides) != len(layers):
-        raise UserError(
-            f"config.model.strides wants {len(layers)} numbers, got {config.strides}"
-        )
+    check_length("strides", config.strides, layers)
     return Networks(
         encoder=networks.GatedConvEncoder(
             config.latent_dim,
@@ -321,6 +321,35 @@ def gated_conv(config: ConfigDict, shape: tuple[int, ...]) -> Networks:
         decoder=networks.GatedConvDecoder(shape),
         **gated_prior(config),
     )
+
+
+def conv(config: ConfigDict, shape: tuple[int, ...]) -> Networks:
+    """ReLU convolutions and a Bernoulli decoder: Table 3's faces and chairs."""
+    check_length("channels", config.channels, networks.FACE_LAYERS)
+    layers = tuple(
+        (channels, size, stride)
+        for channels, (_, size, stride) in zip(
+            config.channels, networks.FACE_LAYERS, strict=True
+        )
+    )
+    limits = tuple(config.log_scale_range)
+    encoder = networks.ConvEncoder(config.latent_dim, layers, config.dense, limits)
+    hidden = tuple(config.prior_hidden)
+    prior = functools.partial(networks.NormalMLP, hidden, log_scale_range=limits)
+    return Networks(
+        encoder=encoder,
+        decoder=networks.ConvDecoder(shape, layers, config.dense),
+        prior_encoder=prior(features=config.inner_dim),
+        prior_decoder=prior(features=config.latent_dim),
+    )
+
+
+def check_length(key: str, values: Sequence[int], layers: Sequence[object]) -> None:
+    """Refuses another number of values than there are layers."""
+    if len(values) != len(layers):
+        raise UserError(
+            f"config.model.{key} wants {len(layers)} numbers, got {tuple(values)}"
+        )
 
 
 def gated_prior(config: ConfigDict) -> dict[str, nn.Module]:

@@ -247,8 +247,8 @@ def prior_graph(
 def default_pairs(run: runs.Run) -> list[tuple[int, int]]:
     """Test examples at the config's end points; the first and last without targets.
 
-    Of an angle the nearest example is taken; of a label, that label's example a quarter
-    of the way through the set for a start, three quarters for an end.
+    Of the examples whose target is nearest, the one a quarter of the way through the
+    set is taken for a start, three quarters for an end.
     """
     dataset, config = run.experiment.dataset, run.config.graph
     targets = dataset.test.targets
@@ -256,11 +256,13 @@ def default_pairs(run: runs.Run) -> list[tuple[int, int]]:
         return [(0, len(targets) - 1)]
 
     def nearest(target: float, share: float) -> int:
-        if dataset.target_kind == "angle":
+        if dataset.target_kind == "label":
+            distance = (targets != target).astype(float)
+        else:
             turn = (targets - target + math.pi) % (2.0 * math.pi) - math.pi
-            return int(np.argmin(np.abs(turn)))
-        found = np.flatnonzero(targets == target)
-        if not len(found):
+            distance = np.abs(turn)
+        found = np.flatnonzero(distance <= distance.min() + 1e-6)
+        if dataset.target_kind == "label" and distance.min() > 0.0:
             raise ValueError(f"no test example has the label {target}")
         return int(found[int(share * len(found))])
 

@@ -214,7 +214,7 @@ class Run:
         on_cpu = jax.default_backend() == "cpu"
         if (
             on_cpu
-            and self.config.model.network == "gated_conv"
+            and self.config.model.network in ("gated_conv", "conv")
             and len(self.seeds) == 1
         ):
             return training.make_stepwise_loop(*arguments)

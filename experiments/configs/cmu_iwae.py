@@ -11,7 +11,7 @@ from experiments.configs import cmu_vhp
 
 
 def get_config() -> ConfigDict:
-    """Returns `cmu_vhp` with a standard normal prior and the IWAE bound."""
+    """Returns `cmu_vhp` with the IWAE bound."""
     config = cmu_vhp.get_config()
     config.model.prior = "standard_normal"
     config.objective.name = "iwae"

@@ -1,0 +1,20 @@
+"""The IWAE beside `chairs_synthetic`: 16 importance samples.
+
+Command:   python -m experiments.train --config=chairs_synthetic_iwae
+Hardware:  as chairs_synthetic
+Expected:  not run yet
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import chairs_synthetic
+
+
+def get_config() -> ConfigDict:
+    """Returns `chairs_synthetic` with the IWAE bound."""
+    config = chairs_synthetic.get_config()
+    config.model.prior = "standard_normal"
+    config.objective.name = "iwae"
+    config.beta.scheme = "constant"
+    config.beta.init = 1.0
+    return config

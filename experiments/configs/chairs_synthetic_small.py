@@ -1,0 +1,25 @@
+"""Fewer shapes and views, narrower networks: `chairs_synthetic` for two CPU cores.
+
+Command:   python -m experiments.train --config=chairs_synthetic_small
+Hardware:  2 CPU cores
+Expected:  not run yet
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import chairs_synthetic
+
+
+def get_config() -> ConfigDict:
+    """Returns a smaller `chairs_synthetic`."""
+    config = chairs_synthetic.get_config()
+    config.data.num_shapes = 500
+    config.data.num_azimuths = 12
+    config.data.num_validation = 25
+    config.data.num_test = 75
+    config.model.channels = (16, 16, 24, 24, 32, 32, 48, 48)
+    config.model.dense = 128
+    config.model.prior_hidden = (128, 128)
+    config.train.num_steps = 10_000
+    config.graph.num_nodes = 2_000
+    return config

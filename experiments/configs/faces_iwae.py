@@ -1,0 +1,20 @@
+"""The IWAE beside `faces`: 16 importance samples.
+
+Command:   python -m experiments.train --config=faces_iwae
+Hardware:  as faces
+Expected:  not run yet
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import faces
+
+
+def get_config() -> ConfigDict:
+    """Returns `faces` with the IWAE bound."""
+    config = faces.get_config()
+    config.model.prior = "standard_normal"
+    config.objective.name = "iwae"
+    config.beta.scheme = "constant"
+    config.beta.init = 1.0
+    return config

@@ -100,7 +100,7 @@ def target_colors(dataset: Dataset, targets: np.ndarray) -> np.ndarray:
 
 def color_by(dataset: Dataset) -> Literal["angle", "class"]:
     """How `target_colors` are to be read."""
-    return "angle" if dataset.target_kind == "angle" else "class"
+    return "angle" if dataset.target_kind in ("angle", "view") else "class"
 
 
 def test_regression(run: runs.Run, params: Params) -> evaluation.RingRegression:

@@ -27,6 +27,7 @@ from matplotlib.colors import (
     LinearSegmentedColormap,
     ListedColormap,
     LogNorm,
+    to_hex,
 )
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
@@ -470,7 +471,7 @@ def plot_pose_strips(
     """
     poses = {name: _array(name, frames, 3) for name, frames in strips.items()}
     _want_some("strips", poses)
-    views = {name: _side_view(frames) for name, frames in poses.items()}
+    views = {name: side_view(frames) for name, frames in poses.items()}
     box = _Box.around(np.concatenate([*views.values()]))
 
     def draw(ax: Axes, view: _Floats, left: float) -> None:
@@ -769,7 +770,7 @@ def plot_pose_grid(
     """
     poses = _array("poses", poses, 3)
     _want_some("poses", poses)
-    view = _side_view(poses)
+    view = side_view(poses)
     box = _Box.around(view)
     columns = columns or int(np.ceil(np.sqrt(len(view))))
     rows = -(-len(view) // columns)
@@ -811,7 +812,7 @@ def save_animation(
     """
     poses = _array("poses", poses, 3)
     _want_some("poses", poses)
-    view = _side_view(poses)
+    view = side_view(poses)
     box = _Box.around(view)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -1029,6 +1030,29 @@ def _draw_wheel(figure: Figure, place: SubplotSpec) -> None:
     ax.text(0, 0, "angle", ha="center", va="center", fontsize=8)
 
 
+def palette(
+    color: NDArray, color_by: Literal["angle", "class"]
+) -> tuple[list[str], list[int], list[str]]:
+    """The colours of points for a page outside matplotlib.
+
+    Args:
+      color: [N], angles in radians or class labels.
+      color_by: which of them.
+
+    Returns:
+      Colours as #rrggbb, the colour's index of each point, and the names of classes,
+      as many as colours; no names for angles.
+    """
+    if color_by == "angle":
+        hues = 64
+        shares = np.mod(color, 2 * np.pi) / (2 * np.pi)
+        colors = [to_hex(c) for c in _cyclic_map()(np.arange(hues) / hues)]
+        return colors, (np.round(shares * hues).astype(int) % hues).tolist(), []
+    labels, index = np.unique(color, return_inverse=True)
+    colors = [to_hex(c) for c in _class_map(len(labels))(np.arange(len(labels)))]
+    return colors, index.tolist(), [str(label) for label in labels]
+
+
 def _point_colors(color: NDArray, color_by: str, labels: NDArray) -> NDArray:
     """RGBA of each point, [N, 4]."""
     if color_by == "angle":
@@ -1105,8 +1129,12 @@ def _square(ax: Axes, points: _Floats) -> None:
         ax.spines[side].set_visible(True)
 
 
-def _side_view(poses: _Floats) -> _Floats:
-    """Poses [N, P, 3] as seen from the side, a third from the front: [N, P, 2]."""
+def side_view(poses: _Floats) -> _Floats:
+    """Poses [N, P, 3] as seen from the side and a third from the front.
+
+    Returns:
+      float64 [N, P, 2]: to the right, and down as in images.
+    """
     turn = np.deg2rad(60.0)
     across = np.cos(turn) * poses[..., 0] + np.sin(turn) * poses[..., 2]
     return np.stack([across, -poses[..., 1]], axis=-1)  # down, as in images
@@ -1138,24 +1166,32 @@ class _Box(NamedTuple):
         return view + np.array([left - self.left, top - self.top])
 
 
+def bones(skeleton: Skeleton) -> list[tuple[int, int, str]]:
+    """The lines of a stick figure: parent, point, colour.
+
+    Left limbs are blue, right limbs red, the trunk dark.
+    """
+    names = set(skeleton.points)
+    limbs = {"l": (_BLUE, "r"), "r": (_RED, "l")}
+    lines = []
+    for point, parent in enumerate(np.asarray(skeleton.parents).tolist()):
+        if parent < 0:
+            continue
+        name = skeleton.points[point]
+        color, other = limbs.get(name[:1], ("", ""))
+        paired = color and other + name[1:] in names
+        lines.append((parent, point, color if paired else "#333333"))
+    return lines
+
+
 def _segments(view: _Floats, skeleton: Skeleton) -> list[_Floats]:
-    """The bones of a body as lines, in the order of its points."""
-    parents = np.asarray(skeleton.parents)
-    return [
-        view[[parent, point]] for point, parent in enumerate(parents) if parent >= 0
-    ]
+    """The lines of a body, in the order of `bones`."""
+    return [view[[parent, point]] for parent, point, _ in bones(skeleton)]
 
 
 def _sticks(view: _Floats, skeleton: Skeleton, linewidth: float) -> LineCollection:
-    """A stick figure: left limbs blue, right limbs red, the trunk dark."""
-    names = set(skeleton.points)
-    limbs = {"l": (_BLUE, "r"), "r": (_RED, "l")}
-    colors = []
-    for name, parent in zip(skeleton.points, np.asarray(skeleton.parents), strict=True):
-        color, other = limbs.get(name[:1], ("", ""))
-        paired = color and other + name[1:] in names
-        if parent >= 0:
-            colors.append(color if paired else "#333333")
+    """A stick figure."""
+    colors = [color for *_, color in bones(skeleton)]
     return LineCollection(
         _segments(view, skeleton), colors=colors, linewidths=linewidth, capstyle="round"
     )

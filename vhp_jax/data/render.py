@@ -172,7 +172,8 @@ def rasterise(
       size: samples a side.
 
     Returns:
-      What is seen, in the order of the samples. Of triangles at the same depth, the first.
+      What is seen, in the order of the samples. Of triangles at the same depth, the
+      first.
     """
     x, y, near = column - 0.5, row - 0.5, 1.0 / depth  # samples at whole numbers
     corners = triangles.T.astype(np.intp)

@@ -5,9 +5,9 @@ has a hash of the parameters, a part's name the hash of its own content; a part 
 name once it is whole. Hence a run that is killed goes on where it was, two runs at once
 write the same files, and what was damaged since is found and made again.
 
-The parts are made by several processes of their own (`python -m vhp_jax.data.cache`)
-that are told the numbers of parts on their standard input, one at a time, and end when
-it ends. They share nothing with this process, which may have threads and a device.
+The parts are made by several processes of their own (see `main`) that are told the
+numbers of parts on their standard input, one at a time, and end when it ends. They
+share nothing with this process, which may have threads and a device.
 """
 
 import contextlib
@@ -256,8 +256,11 @@ def _make_parts(
     finally:
         for worker in workers:
             worker.terminate()
-        for worker in workers:
+        for worker, thread in zip(workers, threads, strict=False):
             worker.wait()
+            thread.join()
+        for worker in workers:
+            _close(worker)
             for path in place.glob(f".*.{worker.pid}"):
                 path.unlink()
     if errors:
@@ -266,18 +269,24 @@ def _make_parts(
 
 def _start_worker(place: Path, recipe: Recipe) -> subprocess.Popen[str]:
     """Starts a process that makes parts; see `main`."""
-    # The same package as here, whatever the working directory; and no more threads than
-    # one, since there is a process a processor.
-    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    # The package without what its __init__ imports: JAX is slow to start, and of no use
+    # here. One thread each, since there is a process a processor.
+    package = str(Path(__file__).resolve().parents[1])
+    code = (
+        "import sys, types\n"
+        "sys.modules['vhp_jax'] = package = types.ModuleType('vhp_jax')\n"
+        f"package.__path__ = [{package!r}]\n"
+        f"from {__name__} import main\n"
+        "main()\n"
+    )
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
     }
     worker = subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__],
+        [sys.executable, "-P", "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -288,6 +297,14 @@ def _start_worker(place: Path, recipe: Recipe) -> subprocess.Popen[str]:
         worker.stdin.write(json.dumps([str(place), recipe]) + "\n")
         worker.stdin.flush()
     return worker
+
+
+def _close(worker: "subprocess.Popen[str]") -> None:
+    """Closes the pipes to a process that has ended."""
+    for pipe in (worker.stdin, worker.stdout):
+        assert pipe is not None
+        with contextlib.suppress(BrokenPipeError):  # of what it did not read
+            pipe.close()
 
 
 def _feed(
@@ -388,7 +405,3 @@ class _Progress:
                 f"{self._left / speed / 60.0:.1f} minutes left",
                 flush=True,
             )
-
-
-if __name__ == "__main__":
-    main()

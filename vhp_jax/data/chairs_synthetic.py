@@ -215,9 +215,7 @@ class Solid(NamedTuple):
 
 def build(chair: Chair) -> render.Mesh:
     """Puts the parts of a chair together: x to its left, y up, z to its front, in m."""
-    solids = [_seat(chair), *_back(chair), *_base(chair)]
-    if chair.arms:
-        solids += _arms(chair)
+    solids = parts(chair)
     numbers = np.cumsum([0] + [len(solid.vertices) for solid in solids])
     vertices = np.concatenate([solid.vertices for solid in solids])
     triangles = np.concatenate(
@@ -226,6 +224,12 @@ def build(chair: Chair) -> render.Mesh:
     albedo = np.concatenate([np.full(len(s.vertices), s.albedo) for s in solids])
     normals = render.vertex_normals(vertices, triangles)
     return render.Mesh(vertices, triangles, albedo, normals)
+
+
+def parts(chair: Chair) -> list[Solid]:
+    """The parts of a chair; each touches another one."""
+    solids = [_seat(chair), *_back(chair), *_base(chair)]
+    return solids + _arms(chair) if chair.arms else solids
 
 
 def prism(

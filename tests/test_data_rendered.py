@@ -1,0 +1,755 @@
+"""The renderer against closed forms and rays; faces, chairs and their cache."""
+
+import io
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.spatial
+from PIL import Image
+
+from vhp_jax.data import cache, chairs, chairs_synthetic, faces, render, views
+from vhp_jax.data.base import DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+SPLITS = ("train", "validation", "test")
+
+
+def message(function, *args, error=DataError, **kwargs):
+    """The one line that a call ends with."""
+    with pytest.raises(error) as caught:
+        function(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- Meshes --------------------------------------------------------------------------
+
+
+def mesh(vertices, triangles, albedo=1.0, normals=None):
+    vertices, triangles = np.asarray(vertices, np.float64), np.asarray(triangles)
+    if normals is None:
+        normals = render.vertex_normals(vertices, triangles)
+    return render.Mesh(vertices, triangles, np.full(len(vertices), albedo), normals)
+
+
+def sphere(refinements, radius=1.0):
+    """An octahedron whose triangles are halved at each side, pushed to the sphere."""
+    points = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1]])
+    points = [tuple(p) for p in [*points.astype(float), np.array([0.0, 0.0, -1.0])]]
+    triangles = [
+        (a, b, c) if np.linalg.det([points[a], points[b], points[c]]) > 0 else (a, c, b)
+        for a, b, c in itertools.product((0, 1), (2, 3), (4, 5))
+    ]
+    numbers = {p: i for i, p in enumerate(points)}
+
+    def middle(a, b):
+        point = np.add(points[a], points[b])
+        point = tuple(point / np.linalg.norm(point))
+        if point not in numbers:
+            numbers[point] = len(points)
+            points.append(point)
+        return numbers[point]
+
+    for _ in range(refinements):
+        finer = []
+        for a, b, c in triangles:
+            ab, bc, ca = middle(a, b), middle(b, c), middle(c, a)
+            finer += [(a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca)]
+        triangles = finer
+    return radius * np.array(points), np.array(triangles)
+
+
+def soup(generator, count, extent, size):
+    """Random triangles around z = 0; half of them face the camera."""
+    middle = generator.uniform(-extent, extent, (count, 1, 3))
+    corners = middle + size * generator.standard_normal((count, 3, 3))
+    return corners.reshape(-1, 3), np.arange(3 * count).reshape(count, 3)
+
+
+def rays(camera, size):
+    """Directions from the eye through the samples, [size * size, 3]; z is -1."""
+    middles = (2.0 * np.arange(size) + 1.0) / size - 1.0
+    tangent = math.tan(math.radians(camera.field_of_view / 2.0))
+    x, y = np.meshgrid(tangent * middles, -tangent * middles)
+    return np.stack([x, y, np.full_like(x, -1.0)], axis=-1).reshape(-1, 3)
+
+
+def cast(vertices, triangles, camera, size):
+    """Rays from the eye against every triangle: the slow reference.
+
+    Returns the nearest triangle of each sample that faces the eye, or -1, its weights
+    and its depth.
+    """
+    eye = np.array([0.0, 0.0, camera.distance])
+    a, b, c = (vertices[triangles[:, k]] for k in range(3))
+    owner = np.full(size * size, -1)
+    weights, depth = np.zeros((size * size, 3)), np.full(size * size, np.inf)
+    for index, ray in enumerate(rays(camera, size)):
+        # eye + t ray = a + v (b - a) + w (c - a), by Cramer's rule.
+        normal = np.cross(b - a, c - a)
+        facing = -normal @ ray
+        t = ((eye - a) * normal).sum(axis=1) / facing
+        across = np.cross(eye - a, ray)
+        v = ((c - a) * across).sum(axis=1) / facing
+        w = ((b - a) * -across).sum(axis=1) / facing
+        hit = (facing > 0.0) & (t > 0.0) & (v >= 0.0) & (w >= 0.0) & (v + w <= 1.0)
+        if hit.any():
+            best = int(np.argmin(np.where(hit, t, np.inf)))
+            owner[index], depth[index] = best, t[best]
+            weights[index] = 1.0 - v[best] - w[best], v[best], w[best]
+    return owner, weights, depth
+
+
+def rasterised(vertices, triangles, camera, size):
+    projected = render.project(vertices, np.eye(3), camera, size)
+    seen = render.rasterise(*projected, triangles, size)
+    assert (np.diff(seen.sample) > 0).all()  # in order, each once
+    owner = np.full(size * size, -1)
+    weights, depth = np.zeros((size * size, 3)), np.full(size * size, np.inf)
+    owner[seen.sample] = seen.triangle
+    weights[seen.sample], depth[seen.sample] = seen.weights, seen.depth
+    return owner, weights, depth
+
+
+# --- Projection ----------------------------------------------------------------------
+
+
+def test_known_points_are_projected_to_known_places():
+    camera = render.Camera(distance=4.0, field_of_view=90.0, target=(1.0, 2.0, 3.0))
+    points = np.array(
+        [
+            [0.0, 0.0, 0.0],  # the target itself
+            [4.0, 0.0, 0.0],  # as far to the side as from the eye: the border
+            [0.0, 4.0, 0.0],
+            [2.0, 0.0, 2.0],  # nearer: again the border
+            [2.0, -2.0, 0.0],
+            [2.0, -2.0, -4.0],  # twice as far: half as far from the middle
+        ]
+    )
+    column, row, depth = render.project(
+        points + camera.target, np.eye(3), camera, size=100
+    )
+    np.testing.assert_allclose(column, [50, 100, 50, 100, 75, 62.5], rtol=1e-14)
+    np.testing.assert_allclose(row, [50, 50, 0, 50, 75, 62.5], rtol=1e-14, atol=1e-13)
+    np.testing.assert_allclose(depth, [4, 4, 4, 2, 4, 8], rtol=1e-14)
+
+
+def test_a_narrower_field_shows_less_in_the_ratio_of_tangents():
+    point = np.array([[0.1, 0.2, 0.3]])
+    wide, narrow = (
+        render.project(point, np.eye(3), render.Camera(5.0, degrees), 64)
+        for degrees in (60.0, 20.0)
+    )
+    ratio = math.tan(math.radians(30.0)) / math.tan(math.radians(10.0))
+    for one, other in zip(wide[:2], narrow[:2], strict=True):
+        np.testing.assert_allclose(other - 32.0, ratio * (one - 32.0), rtol=1e-13)
+
+
+def test_yaw_turns_to_the_right_and_elevation_looks_down():
+    front, top = np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0])
+    angle = 0.3
+    cos, sin = math.cos(angle), math.sin(angle)
+    np.testing.assert_allclose(render.rotation(angle) @ front, [sin, 0.0, cos])
+    np.testing.assert_allclose(render.rotation(angle) @ top, top)
+    np.testing.assert_allclose(render.rotation(0.0, angle) @ top, [0.0, cos, sin])
+    # The mesh turns about its own axis, then the camera rises.
+    both = render.rotation(0.7, angle)
+    wanted = render.rotation(0.0, angle) @ render.rotation(0.7)
+    np.testing.assert_allclose(both, wanted, rtol=1e-15)
+    np.testing.assert_allclose(both @ both.T, np.eye(3), atol=1e-15)
+    assert np.linalg.det(both) > 0.0
+
+
+# --- Visibility ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "spread"),
+    [(60, 0.5), (400, 0.12), (3_000, 0.04)],
+    ids=["large", "medium", "small"],
+)
+def test_the_rasteriser_agrees_with_rays_against_every_triangle(count, spread):
+    """For triangles from half the picture down to less than a sample."""
+    generator = np.random.default_rng(count)
+    camera, size = render.Camera(4.0, 35.0), 24
+    vertices, triangles = soup(generator, count, 1.5, spread)
+    wanted = cast(vertices, triangles, camera, size)
+    found = rasterised(vertices, triangles, camera, size)
+    assert (wanted[0] >= 0).mean() > 0.15
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_allclose(found[1], wanted[1], atol=1e-9)
+    np.testing.assert_allclose(found[2], wanted[2], rtol=1e-9)
+
+
+def test_a_triangle_in_space_is_weighted_in_space_and_not_in_the_picture():
+    """Half way in the picture is not half way along an edge that leads away."""
+    vertices = np.array([[-1.0, -3.0, 1.0], [5.0, -3.0, -7.0], [-1.0, 9.0, 1.0]])
+    camera, size = render.Camera(4.0, 90.0), 12
+    _, weights, depth = rasterised(vertices, np.array([[0, 1, 2]]), camera, size)
+    index = 5 * size + 6
+    point = weights[index] @ vertices
+    direction = rays(camera, size)[index]
+    np.testing.assert_allclose(point, [0.0, 0.0, 4.0] + depth[index] * direction)
+    in_the_picture = 1.0 / (1.0 / 3.0 + (1.0 / 11.0 - 1.0 / 3.0) * 0.5)
+    assert abs(depth[index] - 7.0) > 0.5  # what linear depths would give half way
+    assert abs(depth[index] - in_the_picture) < 0.6
+
+
+def test_the_nearest_triangle_is_seen_in_whatever_order_they_come():
+    corners = np.array([[-9.0, -9.0, 0.0], [9.0, -9.0, 0.0], [0.0, 18.0, 0.0]])
+    depths = [0.3, -0.2, 0.9, 0.1]
+    vertices = np.concatenate([corners + np.array([0.0, 0.0, z]) for z in depths])
+    triangles = np.arange(12).reshape(4, 3)
+    camera = render.Camera(3.0, 40.0)
+    for order in itertools.permutations(range(4)):
+        owner, _, depth = rasterised(vertices, triangles[list(order)], camera, 8)
+        assert (owner == order.index(2)).all()
+        np.testing.assert_allclose(depth, 2.1)
+
+
+def test_triangles_that_cross_hide_each_other_on_one_side_each():
+    """Planes z = x and z = -x: the nearer one is on the right and on the left."""
+    vertices = np.array(
+        [[-5, -5, -1], [5, -5, 1], [0, 9, 0], [-5, -5, 1], [5, -5, -1], [0, 9, 0]],
+        np.float64,
+    )
+    owner, _, _ = rasterised(
+        vertices, np.arange(6).reshape(2, 3), render.Camera(4.0, 30.0), 10
+    )
+    owner = owner.reshape(10, 10)
+    assert (owner[:, 5:] == 0).all()
+    assert (owner[:, :5] == 1).all()
+
+
+def test_of_equal_triangles_the_first_is_seen():
+    vertices = np.array([[-9.0, -9.0, 0.0], [9.0, -9.0, 0.0], [0.0, 18.0, 0.0]])
+    owner, _, _ = rasterised(
+        vertices, np.array([[0, 1, 2]] * 3), render.Camera(4.0, 40.0), 8
+    )
+    assert (owner == 0).all()
+
+
+def test_what_turns_its_back_is_not_seen():
+    vertices = np.array([[-9.0, -9.0, 0.0], [9.0, -9.0, 0.0], [0.0, 18.0, 0.0]])
+    owner, _, _ = rasterised(
+        vertices, np.array([[0, 2, 1]]), render.Camera(4.0, 40.0), 8
+    )
+    assert (owner == -1).all()
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.3], ids=["on samples", "anywhere"])
+def test_a_plane_of_triangles_covers_every_sample_once(jitter):
+    """Also where vertices and edges go right through samples."""
+    size = 24
+    generator = np.random.default_rng(1)
+    column, row = np.meshgrid(np.arange(-1.5, size + 2), np.arange(-1.5, size + 2))
+    points = np.stack([column.ravel(), row.ravel()], axis=1)
+    points += jitter * generator.uniform(-1.0, 1.0, points.shape)
+    triangles = scipy.spatial.Delaunay(points).simplices.astype(np.int64)
+    (ax, ay), (bx, by), (cx, cy) = points[triangles.T].transpose(0, 2, 1)
+    turned = (bx - ax) * (cy - ay) > (cx - ax) * (by - ay)  # rows count downwards
+    triangles[turned] = triangles[turned][:, ::-1]
+    depth = np.ones(len(points))
+    times = np.zeros(size * size, int)
+    for triangle in triangles:
+        seen = render.rasterise(*points.T, depth, triangle[None], size)
+        times[seen.sample] += 1
+    assert (times == 1).all()
+    together = render.rasterise(*points.T, depth, triangles, size)
+    assert len(together.sample) == size * size
+
+
+def test_what_is_beyond_the_border_changes_nothing_within():
+    generator = np.random.default_rng(5)
+    solid = mesh(*soup(generator, 200, 2.0, 0.3))
+    narrow = render.Camera(6.0, 20.0)
+    tangent = math.tan(math.radians(10.0))
+    wide = render.Camera(6.0, 2.0 * math.degrees(math.atan(2.0 * tangent)))
+    light = render.Light()
+    small = render.render(solid, np.eye(3), narrow, light, 16, 2)
+    large = render.render(solid, np.eye(3), wide, light, 32, 2)
+    np.testing.assert_allclose(small, large[8:24, 8:24], atol=1e-9)
+    assert small[0].any()  # something crosses the border
+    assert large[:8].any()
+
+
+# --- Shading -------------------------------------------------------------------------
+
+
+def test_normals_are_weighted_by_area():
+    """Of a triangle in the plane z = 0 and one of three times the area in x = 0."""
+    vertices = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 3.0], [7, 7, 7]])
+    normals = render.vertex_normals(vertices, np.array([[0, 1, 2], [0, 2, 3]]))
+    shared = np.array([3.0, 0.0, 1.0]) / math.sqrt(10.0)
+    wanted = [shared, [0, 0, 1], shared, [1, 0, 0], [0, 0, 0]]
+    np.testing.assert_allclose(normals, wanted, atol=1e-15)
+
+
+def test_normals_of_a_sphere_point_away_from_its_middle():
+    vertices, triangles = sphere(4)
+    normals = render.vertex_normals(vertices, triangles)
+    assert ((normals * vertices).sum(axis=1) > 0.999).all()
+
+
+@pytest.mark.parametrize("degrees", [0.0, 35.0, -60.0])
+def test_a_plane_has_the_brightness_of_lamberts_law(degrees):
+    square = mesh(
+        [[-9, -9, 0], [9, -9, 0], [9, 9, 0], [-9, 9, 0]], [[0, 1, 2], [0, 2, 3]]
+    )
+    square = square._replace(albedo=np.full(4, 0.9))
+    light = render.Light((1.0, 2.0, 2.0), diffuse=0.6, ambient=0.3)
+    camera = render.Camera(30.0, 5.0)
+    angle = math.radians(degrees)
+    image = render.render(square, render.rotation(angle), camera, light, 8)
+    cosine = (math.sin(angle) * 1.0 + math.cos(angle) * 2.0) / 3.0
+    wanted = 0.9 * (0.3 + 0.6 * max(cosine, 0.0))
+    np.testing.assert_allclose(image, wanted, rtol=1e-12)
+
+
+def test_what_faces_away_from_the_light_has_the_ambient_one_alone():
+    square = mesh(
+        [[-9, -9, 0], [9, -9, 0], [9, 9, 0], [-9, 9, 0]], [[0, 1, 2], [0, 2, 3]]
+    )
+    light = render.Light((0.0, 1.0, -0.1), diffuse=0.6, ambient=0.3)
+    image = render.render(square, np.eye(3), render.Camera(30.0, 5.0), light, 4)
+    np.testing.assert_allclose(image, 0.3, rtol=1e-12)
+
+
+def test_a_sphere_is_shaded_as_the_closed_form():
+    """Each sample's ray meets the sphere where a quadratic equation says."""
+    radius, size = 1.0, 96
+    camera = render.Camera(4.0, 32.0, (0.2, -0.1, 0.4))
+    light = render.Light((0.5, 0.7, 1.0), diffuse=0.7, ambient=0.2)
+    vertices, triangles = sphere(6, radius)
+    solid = mesh(vertices + camera.target, triangles, albedo=0.8)
+    # Turned, so that a light that turned along would be seen.
+    turned = render.rotation(0.8, 0.4)
+    image = render.render(solid, turned, camera, light, size, samples=1)
+
+    direction = rays(camera, size)
+    eye = np.array([0.0, 0.0, camera.distance])
+    square, along = (direction**2).sum(axis=1), direction @ eye
+    below = along**2 - square * (eye @ eye - radius**2)
+    hit = below > 0.0
+    t = (-along - np.sqrt(np.maximum(below, 0.0))) / square
+    normals = (eye + t[:, None] * direction) / radius
+    towards = np.array(light.direction) / np.linalg.norm(light.direction)
+    cosine = np.maximum(normals @ towards, 0.0)
+    wanted = np.where(hit, 0.8 * (0.2 + 0.7 * cosine), 0.0)
+    inside = below > 0.02  # a few samples at the rim are on chords of the sphere
+    assert 0.3 < inside.mean() < hit.mean() < 0.7
+    difference = np.abs(image.ravel() - wanted)
+    assert difference[inside].max() < 3e-3
+    assert (difference > 3e-3).mean() < 0.01
+    assert (image.ravel()[below < 0.0] == 0.0).all()  # the mesh is within
+
+
+def test_albedo_is_interpolated_and_the_background_is_left():
+    """Red to blue along x would be a ramp in space."""
+    square = mesh(
+        [[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]], [[0, 1, 2], [0, 2, 3]]
+    )
+    square = square._replace(albedo=np.array([0.0, 1.0, 1.0, 0.0]))
+    light = render.Light((0.0, 0.0, 1.0), diffuse=0.0, ambient=1.0)
+    degrees = 2.0 * math.degrees(math.atan(2.0 / 5.0))  # 4 wide: half is the square
+    camera = render.Camera(5.0, degrees)
+    image = render.render(square, np.eye(3), camera, light, 16, 1, background=0.25)
+    ramp = (np.arange(8) + 0.5) / 8
+    np.testing.assert_allclose(image[4:12, 4:12], np.tile(ramp, (8, 1)), atol=1e-12)
+    image[4:12, 4:12] = 0.25
+    assert (image == 0.25).all()
+
+
+def test_pixels_are_means_of_samples():
+    solid = mesh(*soup(np.random.default_rng(2), 80, 1.0, 0.3))
+    arguments = (solid, render.rotation(0.2), render.Camera(5.0, 30.0), render.Light())
+    image = render.render(*arguments, 10, samples=4)
+    fine = render.render(*arguments, 40, samples=1)
+    wanted = fine.reshape(10, 4, 10, 4).mean(axis=(1, 3))
+    np.testing.assert_allclose(image, wanted, rtol=1e-14)
+    assert len(np.unique(image)) > len(np.unique(wanted > 0.0))
+
+
+def test_the_brightest_is_one():
+    solid = mesh(*sphere(2))
+    light = render.Light((0.0, 0.0, 1.0), diffuse=3.0)
+    image = render.render(solid, np.eye(3), render.Camera(5.0, 30.0), light, 8)
+    assert image.max() == 1.0
+
+
+def test_a_mirrored_mesh_is_a_mirrored_image():
+    """Mirrored mesh, mirrored yaw and mirrored light."""
+    generator = np.random.default_rng(3)
+    vertices, triangles = sphere(4)
+    vertices = vertices * generator.uniform(0.7, 1.2, (len(vertices), 1))
+    mirror = np.array([-1.0, 1.0, 1.0])
+    camera = render.Camera(5.0, 32.0, (0.1, 0.2, 0.0))
+    other_camera = camera._replace(target=(-0.1, 0.2, 0.0))
+    light = render.Light((0.6, 0.5, 1.0))
+    one = render.render(
+        mesh(vertices, triangles), render.rotation(0.5), camera, light, 32
+    )
+    other = render.render(
+        mesh(vertices * mirror, triangles[:, ::-1]),
+        render.rotation(-0.5),
+        other_camera,
+        light._replace(direction=(-0.6, 0.5, 1.0)),
+        32,
+    )
+    np.testing.assert_allclose(other[:, ::-1], one, atol=1e-9)
+    assert np.abs(other - one).max() > 0.1
+
+
+def test_a_camera_within_the_mesh_is_refused():
+    solid = mesh(*sphere(1))
+    arguments = (np.eye(3), render.Camera(0.75, 30.0), render.Light(), 8)
+    assert message(render.render, solid, *arguments, error=ValueError) == (
+        "the mesh reaches 1 towards the eye, wanted less than its distance, 0.75"
+    )
+
+
+def test_images_are_the_same_bytes_each_time():
+    solid = mesh(*soup(np.random.default_rng(4), 500, 1.0, 0.1))
+    arguments = (solid, render.rotation(0.3), render.Camera(5.0, 30.0), render.Light())
+    first, again = (render.render(*arguments, 32).tobytes() for _ in range(2))
+    assert first == again
+
+
+# --- Cache ---------------------------------------------------------------------------
+
+# Makers live in a module of their own, which the processes of the cache can import.
+MAKERS = """
+import os, time
+import numpy as np
+from vhp_jax.data.base import DataError
+
+def images(first, last):
+    return np.arange(first, last, dtype=np.uint8).repeat(2 * 3 * 4).reshape(-1, 2, 3, 4)
+
+def start(log, offset=0, fault="", seconds=0.0):
+    def make(first, last):
+        with open(log, "a") as file:
+            file.write(f"{first} {os.getpid()}\\n")
+        time.sleep(seconds)
+        if fault == "error" and first == 4:
+            raise DataError("item 4 is bad, wanted a good one")
+        if fault == "death" and first == 4:
+            os._exit(3)
+        if fault == "shape":
+            return images(first, last)[:, :1]
+        return images(first + offset, last + offset)
+    return make
+"""
+
+
+@pytest.fixture
+def makers(tmp_path, monkeypatch):
+    """A recipe of 9 items in parts of 2, and which parts were made, by which process."""
+    (tmp_path / "made_makers.py").write_text(MAKERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "made_makers", raising=False)
+    log = tmp_path / "log"
+
+    def recipe(**parameters):
+        return cache.Recipe(
+            name="toy",
+            maker="made_makers:start",
+            parameters=parameters,
+            places={"log": str(log)},
+            num_items=9,
+            item_shape=(2, 3, 4),
+            items_per_part=2,
+        )
+
+    def made():
+        lines = log.read_text().split("\n")[:-1] if log.exists() else []
+        log.unlink(missing_ok=True)
+        return [tuple(map(int, line.split())) for line in lines]
+
+    return recipe, made
+
+
+def toy_images(offset=0):
+    numbers = np.arange(offset, offset + 9, dtype=np.uint8)
+    return np.broadcast_to(numbers[:, None, None, None], (9, 2, 3, 4))
+
+
+def test_images_are_made_once_and_read_from_then_on(makers, tmp_path, capsys):
+    recipe, made = makers
+    first = cache.load(recipe(), tmp_path / "c", processes=1)
+    assert first.dtype == np.uint8
+    np.testing.assert_array_equal(first, toy_images())
+    assert [number for number, _ in made()] == [0, 2, 4, 6, 8]
+    place = cache.folder(recipe(), tmp_path / "c")
+    assert place.parent == tmp_path / "c"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"toy: 0 of 18 images are in {place}; the others are made now"
+    assert lines[-1].startswith("toy: 18 of 18 images, ")
+    assert lines[-1].endswith(" a second, 0.0 minutes left")
+    again = cache.load(recipe(), tmp_path / "c", processes=1)
+    np.testing.assert_array_equal(again, first)
+    assert made() == []
+    assert capsys.readouterr().out == ""
+    described = json.loads((place / "parameters.json").read_text())
+    assert described["maker"] == "made_makers:start"
+
+
+def test_other_parameters_have_another_folder_and_other_places_do_not(makers, tmp_path):
+    recipe, made = makers
+    cache.load(recipe(), tmp_path, processes=1)
+    np.testing.assert_array_equal(
+        cache.load(recipe(offset=5), tmp_path, processes=1), toy_images(5)
+    )
+    made()
+    moved = recipe()._replace(places={"log": str(tmp_path / "elsewhere")})
+    np.testing.assert_array_equal(cache.load(moved, tmp_path, 1), toy_images())
+    assert not (tmp_path / "elsewhere").exists()
+    names = {cache.folder(recipe(offset=i)) for i in range(4)}
+    names |= {cache.folder(recipe()._replace(num_items=8))}
+    names |= {cache.folder(recipe()._replace(item_shape=(2, 4, 3)))}
+    names |= {cache.folder(recipe()._replace(items_per_part=3))}
+    assert len(names) == 7
+
+
+def test_the_default_place_follows_the_environment(makers, tmp_path, monkeypatch):
+    recipe, _ = makers
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert cache.folder(recipe()).parent == tmp_path / "x" / "vhp_jax"
+    cache.load(recipe(), processes=1)
+    assert len(list((tmp_path / "x" / "vhp_jax").glob("toy-*/part-*.npy"))) == 5
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.folder(recipe()).parent == tmp_path / ".cache" / "vhp_jax"
+
+
+def test_only_missing_parts_are_made(makers, tmp_path, capsys):
+    recipe, made = makers
+    cache.load(recipe(), tmp_path, processes=1)
+    made(), capsys.readouterr()
+    place = cache.folder(recipe(), tmp_path)
+    for number in (1, 4):
+        next(place.glob(f"part-0000{number}-*")).unlink()
+    np.testing.assert_array_equal(cache.load(recipe(), tmp_path, 1), toy_images())
+    assert [number for number, _ in made()] == [2, 8]
+    assert capsys.readouterr().out.startswith("toy: 12 of 18 images are in ")
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut off", "emptied", "swapped"])
+def test_damaged_parts_are_found_and_made_again(makers, tmp_path, capsys, damage):
+    recipe, made = makers
+    cache.load(recipe(), tmp_path, processes=1)
+    made(), capsys.readouterr()
+    place = cache.folder(recipe(), tmp_path)
+    path, other = (next(place.glob(f"part-0000{i}-*")) for i in (2, 3))
+    content = bytearray(path.read_bytes())
+    if damage == "changed":
+        content[-1] ^= 1
+    elif damage == "swapped":
+        content = bytearray(other.read_bytes())
+    else:
+        content = content[: -5 if damage == "cut off" else 0]
+    path.write_bytes(content)
+    np.testing.assert_array_equal(cache.load(recipe(), tmp_path, 1), toy_images())
+    assert [number for number, _ in made()] == [4]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"toy: {path} is damaged and is made again"
+    assert cache.load(recipe(), tmp_path, 1).shape == (9, 2, 3, 4)
+    assert made() == []
+
+
+def test_what_a_killed_run_left_is_removed_when_it_is_old(makers, tmp_path):
+    recipe, _ = makers
+    place = cache.folder(recipe(), tmp_path)
+    place.mkdir()
+    old, new = place / ".part-00000-x.npy.1", place / ".part-00000-x.npy.2"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    ago = time.time() - 2.0 * cache.LEFTOVER_SECONDS
+    os.utime(old, (ago, ago))
+    np.testing.assert_array_equal(cache.load(recipe(), tmp_path, 1), toy_images())
+    assert not old.exists()
+    assert new.exists()  # may be another run's
+
+
+def test_progress_is_told_every_few_seconds(makers, tmp_path, capsys, monkeypatch):
+    recipe, _ = makers
+    monkeypatch.setattr(cache, "PROGRESS_SECONDS", 0.0)
+    cache.load(recipe(), tmp_path / "a", 1)
+    counts = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert counts == ["0", "4", "8", "12", "16", "18"]
+    monkeypatch.setattr(cache, "PROGRESS_SECONDS", 60.0)
+    cache.load(recipe(), tmp_path / "b", 1)
+    counts = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert counts == ["0", "18"]
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_is_whole(makers, tmp_path, monkeypatch):
+    recipe, made = makers
+    place = cache.folder(recipe(), tmp_path)
+    fsync, calls = os.fsync, []
+
+    def full(file):
+        calls.append(file)
+        if len(calls) > 3:  # after the parameters and two parts
+            raise OSError(28, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert message(cache.load, recipe(), tmp_path, 1) == (
+        f"{place}: cannot be written: No space left on device; wanted 0 MB for the "
+        "images of toy (cache_dir names another place)"
+    )
+    names = sorted(path.name.split("-")[0] for path in place.iterdir())
+    assert names == ["parameters.json", "part", "part"]
+    monkeypatch.undo()
+    made()
+
+
+def test_a_place_that_is_a_file_is_one_line(makers, tmp_path):
+    recipe, _ = makers
+    (tmp_path / "file").write_text("")
+    text = message(cache.load, recipe(), tmp_path / "file", 1)
+    assert text.startswith(f"{cache.folder(recipe(), tmp_path / 'file')}: cannot be ")
+    assert "Not a directory" in text
+
+
+def test_numbers_of_processes_are_checked(makers, tmp_path):
+    recipe, _ = makers
+    text = message(cache.load, recipe(), tmp_path, 0, error=ValueError)
+    assert text == "processes must be at least 1, got 0"
+
+
+def test_a_maker_of_other_images_is_refused(makers, tmp_path):
+    recipe, _ = makers
+    text = message(cache.load, recipe(fault="shape"), tmp_path, 1, error=ValueError)
+    assert text == (
+        "made_makers:start made uint8 (2, 1, 3, 4), wanted uint8 (2, 2, 3, 4)"
+    )
+
+
+@pytest.mark.slow
+def test_several_processes_share_the_parts(makers, tmp_path):
+    recipe, made = makers
+    found = cache.load(recipe(seconds=0.2), tmp_path, processes=2)
+    np.testing.assert_array_equal(found, toy_images())
+    done = made()
+    assert sorted(number for number, _ in done) == [0, 2, 4, 6, 8]
+    processes = {process for _, process in done}
+    assert len(processes) == 2
+    assert os.getpid() not in processes
+    for process in processes:  # and they are gone
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "wanted"),
+    [
+        ("error", "item 4 is bad, wanted a good one"),
+        (
+            "death",
+            "toy: the process that made part 2 ended with exit code 3, wanted the part; "
+            "another start goes on from here",
+        ),
+    ],
+)
+def test_what_goes_wrong_in_a_process_is_one_line_here(makers, tmp_path, fault, wanted):
+    recipe, made = makers
+    assert message(cache.load, recipe(fault=fault), tmp_path, 2) == wanted
+    done = {number for number, _ in made()} - {4}
+    assert message(cache.load, recipe(fault=fault), tmp_path, 2) == wanted
+    again = {number for number, _ in made()} - {4}
+    assert 0 in done
+    assert not done & again  # the others were kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_ended_goes_on_where_it_was(makers, tmp_path, ending):
+    """Whose processes end too, each with the part that it was making."""
+    recipe, made = makers
+    code = f"""
+import jax.numpy as jnp
+from vhp_jax.data import cache
+print(jnp.ones(3).sum())  # threads and a device
+cache.load(cache.Recipe(*{tuple(recipe(seconds=1.0))!r}), {str(tmp_path)!r}, 2)
+"""
+    place = cache.folder(recipe(seconds=1.0), tmp_path)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    run = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    give_up = time.monotonic() + 60.0
+    while not list(place.glob("part-*")) and time.monotonic() < give_up:
+        time.sleep(0.05)
+    run.send_signal(ending)
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode != 0
+    assert ending == signal.SIGKILL or errors.rstrip().endswith("KeyboardInterrupt")
+    done = made()
+    assert 0 < len(done) < 5
+    for process in {process for _, process in done}:
+        while time.monotonic() < give_up:
+            try:
+                os.kill(process, 0)
+            except ProcessLookupError:
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail(f"process {process} goes on")
+    kept = {int(path.name.split("-")[1]) for path in place.glob("part-*")}
+    assert kept
+    found = cache.load(recipe(seconds=1.0), tmp_path, 1)
+    np.testing.assert_array_equal(found, toy_images())
+    assert {number for number, _ in made()} == {0, 2, 4, 6, 8} - {2 * k for k in kept}
+
+
+# --- Views of shapes -----------------------------------------------------------------
+
+
+def test_shapes_are_split_in_order_with_all_of_their_views():
+    images = np.arange(6 * 2 * 3 * 3, dtype=np.uint8).reshape(6, 2, 3, 3)
+    angles = np.array([-0.5, 0.5])
+    dataset = views.dataset("toy", "made here", images, angles, 1, 2)
+    assert dataset.name == "toy"
+    assert dataset.target_kind == "view"
+    assert dataset.source == "made here"
+    parts = {"train": slice(0, 3), "validation": slice(3, 4), "test": slice(4, 6)}
+    for name, part in parts.items():
+        split = getattr(dataset, name)
+        assert split.examples.dtype == np.float32
+        wanted = images[part].reshape(-1, 3, 3, 1).astype(np.float32) / np.float32(255)
+        np.testing.assert_array_equal(split.examples, wanted)
+        assert split.targets.dtype == np.float64
+        np.testing.assert_array_equal(split.targets, np.tile(angles, len(images[part])))
+
+
+def test_splits_must_leave_something_to_train_on():
+    check = views.check_splits
+    views.check_splits("num_faces", 3, 1, 1)
+    assert message(check, "num_faces", 3, 1, 2, error=ValueError) == (
+        "num_validation + num_test must be less than num_faces, got 1 + 2 and 3"
+    )
+    assert message(check, "num_faces", 3, 0, 1, error=ValueError) == (
+        "num_validation must be at least 1, got 0"
+    )
+    assert message(check, "num_faces", 0, 1, 1, error=ValueError) == (
+        "num_faces must be at least 1, got 0"
+    )

@@ -455,7 +455,7 @@ def start(log, offset=0, fault="", seconds=0.0):
 
 @pytest.fixture
 def makers(tmp_path, monkeypatch):
-    """A recipe of 9 items in parts of 2, and which parts were made, by which process."""
+    """A recipe of 9 items in parts of 2, and which were made by which process."""
     (tmp_path / "made_makers.py").write_text(MAKERS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -753,3 +753,387 @@ def test_splits_must_leave_something_to_train_on():
     assert message(check, "num_faces", 0, 1, 1, error=ValueError) == (
         "num_faces must be at least 1, got 0"
     )
+
+
+# --- Chairs: the published renders ---------------------------------------------------
+
+RENDER_SIZE = 40
+VIEWS = [(e, t) for e in (20, 30) for t in (11, 131, 251)]
+
+
+@pytest.fixture
+def small_chairs(monkeypatch):
+    for name, number in {
+        "NUM_CHAIRS": 3,
+        "NUM_AZIMUTHS": 3,
+        "RENDER_SIZE": RENDER_SIZE,
+        "CHAIRS_PER_PART": 2,
+    }.items():
+        monkeypatch.setattr(chairs, name, number)
+
+
+def chair_png(model, view, size=RENDER_SIZE, mode="RGB"):
+    """A rectangle whose grey value tells the model and the view."""
+    picture = Image.new("RGB", (size, size), "white")
+    grey = 10 * view + 60 * model
+    picture.paste((grey, grey, grey), (10, 10, 30, 20 + 5 * model))
+    if mode == "RGBA":
+        picture = picture.convert("RGBA")
+        alpha = Image.new("L", (size, size), 0)
+        alpha.paste(255, (10, 10, 30, 20 + 5 * model))
+        picture.putalpha(alpha)
+        picture.paste((0, 0, 0, 0), (0, 0, 10, 10))  # black where nothing is seen
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
+
+
+def chair_files(num_chairs=3, **options):
+    """By name, in the layout of the archive, whose numbers begin at 0."""
+    names = {
+        f"rendered_chairs/{'cab'[model]}{model}/renders/image_{view:03}_p{e:03}_t{t:03}"
+        "_r096.png": chair_png(model, view, **options)
+        for model in range(num_chairs)
+        for view, (e, t) in enumerate(VIEWS)
+    }
+    return names | {"rendered_chairs/all_chair_names.mat": b"MATLAB"}
+
+
+def write_folder(tmp_path, contents):
+    for name, content in contents.items():
+        path = tmp_path / "chairs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return tmp_path / "chairs" / "rendered_chairs"
+
+
+def write_archive(tmp_path, contents, *others, prefix=""):
+    """In the order of the files, others, whatever they are, at the end."""
+    (tmp_path / "chairs").mkdir(exist_ok=True)
+    path = tmp_path / "chairs" / "rendered_chairs.tar"
+    with tarfile.open(path, "w:") as archive:
+        folder = tarfile.TarInfo(f"{prefix}rendered_chairs")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name, content in contents.items():
+            info = tarfile.TarInfo(prefix + name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for info in others:
+            archive.addfile(info)
+    return path
+
+
+def load_chairs(tmp_path, **options):
+    options = {"num_azimuths": 3, "num_validation": 1, "num_test": 1} | options
+    options = {"image_size": 10} | options
+    return chairs.load(tmp_path, cache_dir=tmp_path / "c", processes=1, **options)
+
+
+def test_chairs_are_ordered_by_name_and_view_and_scaled(small_chairs, tmp_path):
+    place = write_folder(tmp_path, chair_files())
+    dataset = load_chairs(tmp_path)
+    assert dataset.name == "chairs"
+    assert dataset.target_kind == "view"
+    assert dataset.source == (
+        f"{place}, number of files verified; 3 chairs in 6 views, cropped, on white"
+    )
+    # By name: a1, b2, c0. Of each the six views.
+    for name, model in zip(SPLITS, (1, 2, 0), strict=True):
+        split = getattr(dataset, name)
+        assert split.examples.shape == (6, 10, 10, 1)
+        assert split.examples.dtype == np.float32
+        wanted = np.radians([11.0, 131.0, 251.0] * 2)
+        np.testing.assert_allclose(split.targets, wanted, rtol=1e-15)
+        middles = 255.0 * split.examples[:, 5, 5, 0]
+        np.testing.assert_allclose(middles, 60 * model + 10 * np.arange(6), atol=1e-4)
+        assert (split.examples[:, 0, 0] > 0.5).all()  # white, but for a part of a pixel
+
+
+def test_folder_and_archive_give_the_same_from_the_same_cache(
+    small_chairs, tmp_path, capsys
+):
+    contents = chair_files()
+    path = write_archive(tmp_path, dict(reversed(contents.items())), prefix="./")
+    packed = load_chairs(tmp_path)
+    assert packed.source.startswith(f"{path}, ")
+    assert "of 18 images" in capsys.readouterr().out
+    write_folder(tmp_path, contents)
+    unpacked = load_chairs(tmp_path)
+    assert unpacked.source.startswith(f"{tmp_path}/chairs/rendered_chairs, ")
+    assert capsys.readouterr().out == ""
+    for name in SPLITS:
+        one, other = getattr(packed, name), getattr(unpacked, name)
+        np.testing.assert_array_equal(one.examples, other.examples)
+
+
+def test_another_listing_has_another_cache(small_chairs, tmp_path, capsys):
+    contents = chair_files()
+    write_folder(tmp_path, contents)
+    load_chairs(tmp_path)
+    capsys.readouterr()
+    name = min(contents)
+    write_folder(tmp_path, {name: chair_png(2, 5)})
+    load_chairs(tmp_path)
+    assert "0 of 18 images" in capsys.readouterr().out
+
+
+def test_fewer_azimuths_may_be_asked_for(small_chairs, tmp_path):
+    write_folder(tmp_path, chair_files())
+    every, fewer = load_chairs(tmp_path), load_chairs(tmp_path, num_azimuths=2)
+    assert "3 chairs in 4 views" in fewer.source
+    chosen = [0, 1, 3, 4]
+    for name in SPLITS:
+        one, other = getattr(every, name), getattr(fewer, name)
+        np.testing.assert_array_equal(one.examples[chosen], other.examples)
+        np.testing.assert_array_equal(one.targets[chosen], other.targets)
+    text = message(load_chairs, tmp_path, num_azimuths=4, error=ValueError)
+    assert text == "num_azimuths must be at most 3, got 4"
+
+
+def test_what_is_transparent_is_white(small_chairs, tmp_path):
+    write_folder(tmp_path, chair_files(mode="RGBA"))
+    seen = load_chairs(tmp_path)
+    for path in (tmp_path / "chairs").rglob("*.png"):
+        path.unlink()
+    write_folder(tmp_path, chair_files())
+    wanted = load_chairs(tmp_path)
+    np.testing.assert_array_equal(seen.train.examples, wanted.train.examples)
+
+
+def test_a_chair_is_cropped_to_a_square_with_a_margin_around_it():
+    """20 wide and 10 high: a side of 21.6 around (20, 15), new pixels of 2.16."""
+    images = np.full((2, 40, 40), 255, np.uint8)
+    images[0, 10:15, 10:30] = 55
+    images[1, 15:20, 10:20] = 155  # another view reaches further
+    found = chairs.scale("a", images, 10)
+    edges = 20.0 - 10.8 + 2.16 * np.arange(11), 15.0 - 10.8 + 2.16 * np.arange(11)
+
+    def share(edges, first, last):
+        inside = np.minimum(edges[1:], last) - np.maximum(edges[:-1], first)
+        return np.maximum(inside, 0.0) / 2.16
+
+    across, down = share(edges[0], 10, 30), share(edges[1], 10, 15)
+    wanted = 255.0 - 200.0 * np.outer(down, across)
+    np.testing.assert_allclose(found[0], wanted, atol=0.51)
+    across, down = share(edges[0], 10, 20), share(edges[1], 15, 20)
+    wanted = 255.0 - 100.0 * np.outer(down, across)
+    np.testing.assert_allclose(found[1], wanted, atol=0.51)
+
+
+def test_a_crop_beyond_the_border_is_white():
+    images = np.full((1, 40, 40), 255, np.uint8)
+    images[0, :2, :] = 0
+    found = chairs.scale("a", images, 8)
+    assert found.shape == (1, 8, 8)
+    assert (found[0, [0, 1, 2, 5, 6, 7]] == 255).all()
+    assert (found[0, 3:5, 1:7] < 255).all()
+
+
+def test_area_weights_are_shares_of_old_pixels():
+    np.testing.assert_array_equal(chairs.area_weights(0, 7, 7, 7), np.eye(7))
+    halves = chairs.area_weights(1.0, 4.0, 6, 2)
+    np.testing.assert_allclose(halves, [[0, 0.5, 0.5, 0, 0, 0], [0, 0, 0, 0.5, 0.5, 0]])
+    odd = chairs.area_weights(-1.0, 4.5, 3, 3)  # new pixels of 1.5 from -1
+    wanted = [[1 / 3, 0, 0], [1 / 3, 2 / 3, 0], [0, 0, 2 / 3]]
+    wanted = [[0.5 / 1.5, 0, 0], [0.5 / 1.5, 1 / 1.5, 0], [0, 0, 1 / 1.5]]
+    np.testing.assert_allclose(odd, wanted)
+    inside = chairs.area_weights(2.3, 31.7, 40, 8)
+    np.testing.assert_allclose(inside.sum(axis=1), 1.0, rtol=1e-12)
+    # A ramp stays a ramp: each new pixel has the value at its middle.
+    middles = 2.3 + 31.7 * (np.arange(8) + 0.5) / 8
+    ramp = inside[1:-1] @ (np.arange(40) + 0.5)
+    assert np.abs(ramp - middles[1:-1]).max() < 0.13
+
+
+def test_missing_chairs_are_told_with_where_they_are_to_be_had(tmp_path):
+    assert message(chairs.load) == (
+        "chairs: no data directory given, wanted one with a folder chairs/; the files "
+        f"are to be had from {chairs.HOME}"
+    )
+    assert "Seeing 3D chairs" in chairs.HOME
+    (tmp_path / "chairs").mkdir()
+    assert message(chairs.load, tmp_path) == (
+        f"{tmp_path}/chairs: no folder rendered_chairs/ and no file "
+        f"rendered_chairs.tar, to be had from {chairs.HOME}"
+    )
+    packed = tmp_path / "chairs" / "rendered_chairs.tar.gz"
+    packed.write_bytes(b"\x1f\x8b")
+    assert message(chairs.load, tmp_path) == (
+        f"{packed}: a packed archive cannot be read at random, wanted it unpacked to "
+        "rendered_chairs.tar or to the folder rendered_chairs/"
+    )
+    (tmp_path / "chairs" / "rendered_chairs").mkdir()
+    assert message(chairs.load, tmp_path) == (
+        f"{tmp_path}/chairs/rendered_chairs: no images, wanted 1,393 chairs in 62 "
+        f"views; to be had from {chairs.HOME}"
+    )
+
+
+def test_another_number_of_chairs_is_refused_unless_asked_for(small_chairs, tmp_path):
+    contents = chair_files()
+    fourth = {
+        name.replace("/a1/", "/d1/"): content
+        for name, content in contents.items()
+        if "/a1/" in name
+    }
+    place = write_folder(tmp_path, contents | fourth)
+    assert message(load_chairs, tmp_path) == (
+        f"{place}: 4 chairs, wanted 3 (verify=False takes it as it is)"
+    )
+    dataset = load_chairs(tmp_path, verify=False)
+    assert "number of files NOT verified; 4 chairs" in dataset.source
+    assert len(dataset.train.examples) == 12
+
+
+def a1(view, suffix=".png"):
+    e, t = VIEWS[view]
+    return f"rendered_chairs/a1/renders/image_{view:03}_p{e:03}_t{t:03}_r096{suffix}"
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (
+            {a1(1): None},
+            "a1 lacks view p020_t131 and 0 others, wanted the 6 views of the other "
+            "chairs",
+        ),
+        (
+            {a1(1).replace("t131", "t132"): b"", a1(1): None},
+            "a1 lacks view p020_t131 and 0 others, wanted the 6 views of the other "
+            "chairs",
+        ),
+        (
+            {a1(1).replace("t131", "t132"): b""},
+            "a1 has the unknown view p020_t132 and 0 others, wanted the 6 views of the "
+            "other chairs",
+        ),
+        (
+            {a1(1).replace("image_001", "image_007"): b""},
+            f"{a1(1).replace('image_001', 'image_007')} shows the view of {a1(1)} "
+            "again, wanted one image a view",
+        ),
+        (
+            {"rendered_chairs/a1/renders/picture.png": b""},
+            "holds rendered_chairs/a1/renders/picture.png, wanted rendered_chairs/MODEL"
+            "/renders/image_NNN_pELEVATION_tAZIMUTH_rDISTANCE.png",
+        ),
+        (
+            {name: None for name in chair_files() if "_t251_" in name},
+            "a1 has 4 views of 2 elevations and 2 azimuths, wanted 2 x 3",
+        ),
+    ],
+    ids=["missing", "renamed", "one more", "doubled", "unknown", "fewer azimuths"],
+)
+def test_another_layout_is_named(small_chairs, tmp_path, change, wanted):
+    contents = {k: v for k, v in (chair_files() | change).items() if v is not None}
+    place = write_folder(tmp_path, contents)
+    assert message(load_chairs, tmp_path) == f"{place}: {wanted}"
+
+
+def test_what_systems_leave_in_folders_is_no_image(small_chairs, tmp_path):
+    write_folder(tmp_path, chair_files() | {a1(0).replace("image", "._image"): b"x"})
+    assert len(load_chairs(tmp_path).train.examples) == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (chair_png(1, 2, size=39), "39x39 pixels, wanted 40x40"),
+        (b"GIF89a", "not a PNG file, wanted one"),
+        (b"", "not a PNG file, wanted one"),
+        (chair_png(1, 2)[:70], "damaged PNG file: "),
+    ],
+    ids=["odd size", "another kind", "empty", "cut off"],
+)
+def test_a_bad_image_is_named(small_chairs, tmp_path, content, wanted):
+    place = write_folder(tmp_path, chair_files() | {a1(2): content})
+    text = message(load_chairs, tmp_path)
+    assert text.startswith(f"{place}, {a1(2)}: {wanted}")
+
+
+def test_a_chair_that_is_not_there_is_named(small_chairs, tmp_path):
+    paper = io.BytesIO()
+    Image.new("RGB", (40, 40), "white").save(paper, "PNG")
+    change = {a1(view): paper.getvalue() for view in range(6)}
+    place = write_folder(tmp_path, chair_files() | change)
+    text = message(load_chairs, tmp_path)
+    assert text == f"{place}, {a1(0)}: all views are white, wanted a chair"
+
+
+def member(name, kind=tarfile.REGTYPE, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.mark.parametrize(
+    ("other", "wanted"),
+    [
+        (member("/etc/passwd"), "unsafe path '/etc/passwd'"),
+        (member("rendered_chairs/../../x"), "unsafe path 'rendered_chairs/../../x'"),
+        (member("..\\x"), "unsafe path '..\\\\x'"),
+        (member("C:/x"), "unsafe path 'C:/x'"),
+        (
+            member("rendered_chairs/x", tarfile.SYMTYPE, "/etc/passwd"),
+            "'rendered_chairs/x' is a link or a device",
+        ),
+        (
+            member("rendered_chairs/x", tarfile.LNKTYPE, a1(0)),
+            "'rendered_chairs/x' is a link or a device",
+        ),
+        (
+            member("rendered_chairs/x", tarfile.FIFOTYPE),
+            "'rendered_chairs/x' is a link or a device",
+        ),
+    ],
+    ids=["absolute", "above", "backslash", "drive", "link", "hard link", "device"],
+)
+def test_unsafe_archives_are_refused(small_chairs, tmp_path, other, wanted):
+    path = write_archive(tmp_path, chair_files(), other)
+    text = message(load_chairs, tmp_path)
+    assert text.startswith(f"{path}: ")
+    assert wanted in text
+
+
+def test_damaged_archives_are_refused(small_chairs, tmp_path):
+    path = write_archive(tmp_path, chair_files())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 20 * 512 + 100])
+    text = message(load_chairs, tmp_path)
+    assert text.startswith(f"{path}: damaged tar archive: ")
+    path.write_bytes(b"\x1f\x8b" + whole)
+    assert message(load_chairs, tmp_path) == (
+        f"{path}: this is a gzip file, wanted the whole tar archive, not packed"
+    )
+    path.write_bytes(whole[: 11 * 512])  # after the folder and five files
+    text = message(load_chairs, tmp_path)
+    assert text == (
+        f"{path}: c0 has 5 views of 2 elevations and 3 azimuths, wanted 2 x 3"
+    )
+
+
+@pytest.mark.slow
+def test_chairs_of_the_published_size_are_scaled_by_several_processes(tmp_path):
+    """And what is wrong in one of them is one line here."""
+    names = [(e, t) for e in (20, 30) for t in (11 + 360 * i // 31 for i in range(31))]
+    contents = {}
+    for model in range(21):  # two parts
+        picture = Image.new("RGB", (600, 600), "white")
+        picture.paste((200, 0, model), (150, 100 + model, 450, 500))
+        content = io.BytesIO()
+        picture.save(content, "PNG", compress_level=1)
+        for number, (e, t) in enumerate(names):
+            name = f"m{model:02}/renders/image_{number:03}_p{e:03}_t{t:03}_r096.png"
+            contents[f"rendered_chairs/{name}"] = content.getvalue()
+    path = write_archive(tmp_path, contents)
+    options = {"num_validation": 1, "num_test": 1, "cache_dir": tmp_path / "c"}
+    dataset = chairs.load(tmp_path, processes=2, verify=False, **options)
+    assert dataset.train.examples.shape == (19 * 62, 64, 64, 1)
+    red = round(0.299 * 200) / 255.0
+    np.testing.assert_allclose(dataset.train.examples[0, 32, 32, 0], red, atol=1e-6)
+    bad = max(contents)
+    path = write_archive(tmp_path, contents | {bad: contents[bad][:-20]})
+    text = message(chairs.load, tmp_path, processes=2, verify=False, **options)
+    assert text.startswith(f"{path}, {bad}: damaged PNG file: ")

@@ -33,6 +33,12 @@ def message(function, *args, error=DataError, **kwargs):
     return str(caught.value)
 
 
+def with_value(array, index, value):
+    array = array.copy()
+    array[index] = value
+    return array
+
+
 # --- Meshes --------------------------------------------------------------------------
 
 
@@ -661,8 +667,8 @@ def test_several_processes_share_the_parts(makers, tmp_path):
         ("error", "item 4 is bad, wanted a good one"),
         (
             "death",
-            "toy: the process that made part 2 ended with exit code 3, wanted the part; "
-            "another start goes on from here",
+            "toy: the process that made part 2 ended with exit code 3, wanted the "
+            "part; another start goes on from here",
         ),
     ],
 )
@@ -1137,3 +1143,654 @@ def test_chairs_of_the_published_size_are_scaled_by_several_processes(tmp_path):
     path = write_archive(tmp_path, contents | {bad: contents[bad][:-20]})
     text = message(chairs.load, tmp_path, processes=2, verify=False, **options)
     assert text.startswith(f"{path}, {bad}: damaged PNG file: ")
+
+
+# --- Chairs: synthetic ---------------------------------------------------------------
+
+
+def signed_volume(vertices, triangles):
+    a, b, c = vertices[triangles.T]
+    return (np.cross(a, b) * c).sum() / 6.0
+
+
+def is_closed(vertices, triangles):
+    """Whether each edge is there as often in one direction as in the other."""
+    _, place = np.unique(np.round(vertices, 9), axis=0, return_inverse=True)
+    corners = place.ravel()[triangles]
+    edges = [
+        tuple(edge) for t in corners for edge in zip(t, np.roll(t, -1), strict=True)
+    ]
+    count = {edge: edges.count(edge) for edge in set(edges) if edge[0] != edge[1]}
+    return all(count.get((b, a)) == number for (a, b), number in count.items())
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_a_prism_is_closed_with_its_outside_outside(smooth):
+    square = np.array([[0, 0, 0], [0, 0, 2], [3, 0, 2], [3, 0, 0]], np.float64)
+    top = 0.5 * square + [0.0, 4.0, 0.0]
+    solid = chairs_synthetic.prism(square, top, 0.5, smooth)
+    assert is_closed(solid.vertices, solid.triangles)
+    wanted = 4.0 / 3.0 * (6.0 + 1.5 + 3.0)  # a frustum
+    np.testing.assert_allclose(signed_volume(*solid[:2]), wanted)
+
+
+def test_a_round_rod_has_the_volume_of_its_polygon_and_smooth_sides():
+    start, end = np.array([1.0, 2.0, 3.0]), np.array([1.5, 4.0, 2.0])
+    length = np.linalg.norm(end - start)
+    solid = chairs_synthetic.rod(start, end, (0.2, 0.2), 0.5, is_round=True)
+    area = 12 / 2 * 0.1**2 * math.sin(2.0 * math.pi / 12)
+    np.testing.assert_allclose(signed_volume(*solid[:2]), area * length)
+    normals = render.vertex_normals(*solid[:2])
+    along = (end - start) / length
+    sides = solid.vertices[:24] - start
+    sides -= np.outer(sides @ along, along)
+    np.testing.assert_allclose(normals[:24], sides / 0.1, atol=0.1)
+
+
+def test_a_square_rod_is_a_box_with_flat_sides():
+    solid = chairs_synthetic.rod((0, 1, 0), (0, 3, 0), (0.2, 0.2), 0.5)
+    low, high = solid.vertices.min(axis=0), solid.vertices.max(axis=0)
+    np.testing.assert_allclose(low, [-0.1, 1.0, -0.1])
+    np.testing.assert_allclose(high, [0.1, 3.0, 0.1])
+    normals = render.vertex_normals(*solid[:2])
+    np.testing.assert_allclose(
+        np.sort(np.abs(normals), axis=1), [[0, 0, 1]] * 24, atol=1e-12
+    )
+
+
+def test_chairs_are_drawn_one_after_the_other_from_the_seed():
+    few, many = chairs_synthetic.draw(1, 5), chairs_synthetic.draw(1, 50)
+    assert many[:5] == few
+    assert chairs_synthetic.draw(2, 5)[0] != few[0]
+    for name, (low, high) in chairs_synthetic.BOUNDS.items():
+        drawn = [chair.sizes[name] for chair in many]
+        assert low <= min(drawn) < max(drawn) <= high
+    assert {chair.back for chair in many} == set(chairs_synthetic.BACKS)
+    assert {chair.base for chair in many} == set(chairs_synthetic.BASES)
+    assert {(chair.arms, chair.stretchers) for chair in many} == set(
+        itertools.product((False, True), repeat=2)
+    )
+
+
+@pytest.mark.parametrize("name", list(chairs_synthetic.BOUNDS))
+def test_every_parameter_changes_some_chair(name):
+    assert len(chairs_synthetic.BOUNDS) >= 12
+    column = list(chairs_synthetic.BOUNDS).index(name)
+
+    def changes(drawn):
+        other = with_value(drawn, column, 1.0 - drawn[column])
+        one, two = (
+            chairs_synthetic.build(chairs_synthetic.parameters(row))
+            for row in (drawn, other)
+        )
+        return any(
+            a.shape != b.shape or (a != b).any() for a, b in zip(one, two, strict=True)
+        )
+
+    assert any(map(changes, np.random.default_rng(0).random((25, 24))))
+
+
+@pytest.mark.slow
+def test_chairs_stand_on_the_floor_in_one_piece():
+    """Two convex parts touch where a mean of the corners of both is the same point."""
+
+    def touch(one, other):
+        if (one.min(axis=0) > other.max(axis=0)).any():
+            return False
+        if (other.min(axis=0) > one.max(axis=0)).any():
+            return False
+        corners = np.concatenate([one, -other]).T
+        sums = np.zeros((2, corners.shape[1]))
+        sums[0, : len(one)] = sums[1, len(one) :] = 1.0
+        found = scipy.optimize.linprog(
+            np.zeros(corners.shape[1]),
+            A_eq=np.concatenate([corners, sums]),
+            b_eq=[0.0, 0.0, 0.0, 1.0, 1.0],
+        )
+        return found.status == 0
+
+    for number, chair in enumerate(chairs_synthetic.draw(0, 30)):
+        parts = [solid.vertices for solid in chairs_synthetic.parts(chair)]
+        lowest = min(part[:, 1].min() for part in parts)
+        assert abs(lowest) < 0.01, number
+        joined, waiting = {0}, [0]
+        while waiting:
+            part = waiting.pop()
+            for other in range(len(parts)):
+                if other not in joined and touch(parts[part], parts[other]):
+                    joined.add(other)
+                    waiting.append(other)
+        assert len(joined) == len(parts), f"{number}: {chair}"
+
+
+def test_parts_of_chairs_are_closed():
+    for chair in chairs_synthetic.draw(0, 12):
+        for solid in chairs_synthetic.parts(chair):
+            assert is_closed(solid.vertices, solid.triangles)
+            middle = solid.vertices.mean(axis=0)
+            assert signed_volume(solid.vertices - middle, solid.triangles) > 0.0
+
+
+def test_a_chair_fills_its_pictures_and_is_whole_in_each():
+    for chair in chairs_synthetic.draw(0, 4):
+        images = chairs_synthetic.render_views(chair, 8, 64)
+        assert images.shape == (16, 64, 64)
+        dark = (images < 255).any(axis=0)
+        assert not dark[[0, -1]].any()
+        assert not dark[:, [0, -1]].any()
+        assert dark[:4].any() or dark[-4:].any() or dark[:, :4].any()
+        for image in images:
+            assert 0.02 < (image < 255).mean() < 0.7
+
+
+def test_azimuths_turn_the_chair_and_elevations_raise_the_camera():
+    chair = chairs_synthetic.draw(0, 1)[0]
+    images = chairs_synthetic.render_views(chair, 4, 48).astype(np.float64)
+    for image in (images[0], images[2], images[4], images[6]):  # from front and back
+        outline = image < 255.0
+        assert (outline == outline[:, ::-1]).mean() > 0.99
+    # From the sides the light differs, but not the outline.
+    left, right = images[1] < 255.0, images[3] < 255.0
+    assert (left == right[:, ::-1]).mean() > 0.99
+    assert (left == left[:, ::-1]).mean() < 0.95
+    # At 90 degrees what faced the camera, the seat, is on the right of the back.
+    upper = np.nonzero(left[:20])[1].mean()
+    assert upper < np.nonzero(left[20:36])[1].mean()
+
+
+def test_synthetic_chairs_say_what_they_are(tmp_path):
+    dataset = chairs_synthetic.load(
+        num_shapes=5,
+        num_azimuths=3,
+        image_size=16,
+        num_validation=1,
+        num_test=2,
+        seed=3,
+        cache_dir=tmp_path,
+        processes=1,
+    )
+    assert dataset.name == "chairs_synthetic"
+    assert dataset.target_kind == "view"
+    assert dataset.source == (
+        "SYNTHETIC, a stand-in for the rendered chairs: 5 shapes in 6 views, "
+        "generated, seed 3"
+    )
+    shapes = chairs_synthetic.draw(3, 5)
+    parts = {"train": shapes[:2], "validation": shapes[2:3], "test": shapes[3:]}
+    for name, wanted in parts.items():
+        split = getattr(dataset, name)
+        images = [chairs_synthetic.render_views(chair, 3, 16) for chair in wanted]
+        images = np.concatenate(images)[..., None].astype(np.float32) / np.float32(255)
+        np.testing.assert_array_equal(split.examples, images)
+        turns = np.array([0.0, 2.0, 4.0] * 2 * len(wanted)) * math.pi / 3.0
+        np.testing.assert_allclose(split.targets, turns, rtol=1e-15)
+
+
+def test_numbers_of_synthetic_chairs_are_checked(tmp_path):
+    for options, wanted in (
+        ({"num_shapes": 3}, "num_validation + num_test must be less than num_shapes, "),
+        ({"num_azimuths": 0}, "num_azimuths must be at least 1, got 0"),
+        ({"image_size": 0}, "image_size must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+    ):
+        options = {"cache_dir": tmp_path} | options
+        text = message(chairs_synthetic.load, **options, error=ValueError)
+        assert text.startswith(wanted)
+    assert not list(tmp_path.iterdir())
+
+
+# --- Faces: made models --------------------------------------------------------------
+
+NUM_MODES = 4
+
+
+@pytest.fixture
+def small_ict(monkeypatch):
+    """Arrays of a model in the layout of the ICT one: a head that is a ball."""
+    vertices, triangles = sphere(3, 10.0)
+    generator = np.random.default_rng(0)
+    modes = generator.integers(-32_767, 32_768, (NUM_MODES, *vertices.shape))
+    # The right of the head; no eyes in the half in front of them.
+    part = np.where(vertices[:, 2] < -5.0, 1, 0)
+    for name, number in {
+        "ICT_VERTICES": len(vertices),
+        "ICT_TRIANGLES": len(triangles),
+        "ICT_MODES": NUM_MODES,
+        "IDENTITIES_PER_PART": 2,
+    }.items():
+        monkeypatch.setattr(faces, name, number)
+    return {
+        "neutral": vertices.astype(np.float32),
+        "modes_q": modes.astype(np.int16),
+        "modes_scale": np.full(NUM_MODES, 0.2 / 32_767, np.float32),
+        "triangles": triangles.astype(np.uint16),
+        "part": part.astype(np.uint8),
+    }
+
+
+def npz(arrays):
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    return content.getvalue()
+
+
+def write_ict(tmp_path, content):
+    path = tmp_path / "ict_face" / "ict_face_model.npz"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def load_faces(tmp_path, **options):
+    options = {
+        "num_faces": 5,
+        "num_views": 3,
+        "image_size": 12,
+        "num_validation": 1,
+        "num_test": 2,
+        "cache_dir": tmp_path / "c",
+        "processes": 1,
+        "verify": False,
+    } | options
+    return faces.load(tmp_path, **options)
+
+
+def test_faces_are_rendered_by_identity_and_yaw(small_ict, tmp_path):
+    path = write_ict(tmp_path, npz(small_ict))
+    dataset = load_faces(tmp_path, seed=7)
+    assert dataset.name == "faces"
+    assert dataset.target_kind == "view"
+    assert dataset.source == (
+        f"rendered from {path}, checksum NOT verified; 5 faces in 3 views from -90 to "
+        "90 degrees, seed 7"
+    )
+    model = faces.read_ict("a", path.read_bytes())
+    yaws = np.array([-0.5, 0.0, 0.5]) * math.pi
+    coefficients = np.random.default_rng(7).standard_normal((5, NUM_MODES))
+    images = [faces.render_views(model, c, yaws, 12) for c in coefficients]
+    parts = {"train": slice(0, 2), "validation": slice(2, 3), "test": slice(3, 5)}
+    for name, part in parts.items():
+        split = getattr(dataset, name)
+        wanted = np.concatenate(images[part])[..., None].astype(np.float32)
+        np.testing.assert_array_equal(split.examples, wanted / np.float32(255.0))
+        np.testing.assert_array_equal(split.targets, np.tile(yaws, len(images[part])))
+
+
+def test_an_identity_is_the_neutral_face_plus_its_modes(small_ict):
+    model = faces.read_ict("a", npz(small_ict))
+    np.testing.assert_array_equal(model.mean, small_ict["neutral"])
+    wanted = small_ict["modes_q"] * small_ict["modes_scale"][:, None, None]
+    found = model.modes.reshape(NUM_MODES, -1, 3)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    coefficients = np.array([0.5, -1.0, 2.0, 0.0])
+    other = model._replace(
+        mean=(model.mean + np.tensordot(coefficients, wanted, 1)).astype(np.float32)
+    )
+    angles = np.array([0.3])
+    one = faces.render_views(model, coefficients, angles, 16).astype(int)
+    two = faces.render_views(other, np.zeros(NUM_MODES), angles, 16).astype(int)
+    assert np.abs(one - two).max() <= 1
+    assert (one != faces.render_views(model, np.zeros(NUM_MODES), angles, 16)).any()
+
+
+def test_a_mirrored_identity_at_the_mirrored_yaw_is_the_mirrored_image(small_ict):
+    model = faces.read_ict("a", npz(small_ict))
+    mirror = np.float32([-1.0, 1.0, 1.0])
+    mirrored = model._replace(
+        mean=model.mean * mirror,
+        modes=(model.modes.reshape(NUM_MODES, -1, 3) * mirror).reshape(NUM_MODES, -1),
+        triangles=model.triangles[:, ::-1],
+    )
+    x, y, z = faces.LIGHT.direction
+    light = faces.LIGHT._replace(direction=(-x, y, z))
+    coefficients, yaws = np.array([1.0, -1.0, 0.5, 2.0]), faces.yaws(5, 80.0)
+    one = faces.render_views(model, coefficients, yaws, 32)
+    two = faces.render_views(mirrored, coefficients, -yaws, 32, light)
+    np.testing.assert_array_equal(two[:, :, ::-1], one)
+    assert (two != one).any()
+
+
+def test_the_seed_decides_and_the_first_faces_do_not_depend_on_their_number(
+    small_ict, tmp_path
+):
+    write_ict(tmp_path, npz(small_ict))
+    first = load_faces(tmp_path)
+    more = load_faces(tmp_path, num_faces=7)
+    np.testing.assert_array_equal(more.train.examples[:6], first.train.examples)
+    other = load_faces(tmp_path, seed=1)
+    assert (other.train.examples != first.train.examples).any()
+    again = load_faces(tmp_path, cache_dir=tmp_path / "d")
+    for name in SPLITS:
+        one, two = getattr(first, name).examples, getattr(again, name).examples
+        assert one.tobytes() == two.tobytes()
+
+
+def test_yaws_are_equal_steps_and_symmetric():
+    degrees = np.degrees(faces.yaws(37, 90.0))
+    np.testing.assert_allclose(degrees, np.arange(-90.0, 91.0, 5.0), atol=1e-12)
+    np.testing.assert_array_equal(degrees, -degrees[::-1])
+    np.testing.assert_array_equal(faces.yaws(1, 90.0), [0.0])
+    np.testing.assert_allclose(np.degrees(faces.yaws(2, 30.0)), [-30.0, 30.0])
+
+
+def test_another_model_has_another_cache_and_another_folder_does_not(
+    small_ict, tmp_path, capsys
+):
+    write_ict(tmp_path, npz(small_ict))
+    first = load_faces(tmp_path)
+    capsys.readouterr()
+    (tmp_path / "ict_face").rename(tmp_path / "x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "x").rename(tmp_path / "other" / "ict_face")
+    moved = load_faces(tmp_path / "other", cache_dir=tmp_path / "c")
+    assert capsys.readouterr().out == ""
+    np.testing.assert_array_equal(moved.test.examples, first.test.examples)
+    small_ict["modes_scale"] = 2.0 * small_ict["modes_scale"]
+    write_ict(tmp_path, npz(small_ict))
+    changed = load_faces(tmp_path)
+    assert "0 of 15 images" in capsys.readouterr().out
+    assert (changed.test.examples != first.test.examples).any()
+
+
+def test_irises_are_painted_and_those_behind_left_out(small_ict):
+    vertices = small_ict["neutral"]
+    front = np.argmax(vertices[:, 2])
+    eye = np.linalg.norm(vertices - vertices[front], axis=1) < 4.0
+    behind = np.argmin(vertices[:, 2])
+    small_ict["part"][eye], small_ict["part"][behind] = 2, 3
+    model = faces.read_ict("a", npz(small_ict))
+    assert len(model.mean) == len(vertices) - 1
+    assert len(model.triangles) == len(small_ict["triangles"]) - 4
+    assert model.modes.shape == (NUM_MODES, 3 * len(model.mean))
+    kept = np.delete(np.arange(len(vertices)), behind)
+    np.testing.assert_array_equal(model.mean, vertices[kept])
+    radius = np.hypot(*vertices[kept][:, :2].T)
+    wanted = np.where(radius < 0.25, 0.05, np.where(radius < 0.62, 0.25, 1.0))
+    np.testing.assert_array_equal(model.albedo[eye[kept]], wanted[eye[kept]])
+    assert (model.albedo[~eye[kept]] == 0.9).all()
+    # The triangles are the same ones with the vertices numbered anew.
+    place = model.mean[model.triangles]
+    there = vertices[small_ict["triangles"]]
+    there = there[~(small_ict["triangles"] == behind).any(axis=1)]
+    np.testing.assert_array_equal(place, there)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "wanted"),
+    [
+        ("neutral", None, "no array neutral, wanted one of (258, 3)"),
+        (
+            "neutral",
+            lambda a: a[1:],
+            "neutral has shape (257, 3) of float32, wanted floating-point numbers of "
+            "shape (258, 3)",
+        ),
+        (
+            "modes_q",
+            lambda a: a.astype(np.float32),
+            "modes_q has shape (4, 258, 3) of float32, wanted whole numbers of shape "
+            "(4, 258, 3)",
+        ),
+        (
+            "neutral",
+            lambda a: with_value(a, (1, 2), np.nan),
+            "neutral holds nan at 5, wanted finite numbers",
+        ),
+        (
+            "modes_scale",
+            lambda a: with_value(a, 3, np.inf),
+            "modes_scale holds inf at 3, wanted finite numbers",
+        ),
+        (
+            "triangles",
+            lambda a: with_value(a, (0, 0), 258),
+            "triangles of the vertices 0 to 258, wanted 0 to 257",
+        ),
+        (
+            "part",
+            lambda a: np.array([None] * 258),
+            "damaged npz file: Object arrays cannot be loaded when allow_pickle=False",
+        ),
+    ],
+)
+def test_bad_arrays_of_a_face_model_are_named(small_ict, name, change, wanted):
+    if change is None:
+        del small_ict[name]
+    else:
+        small_ict[name] = change(small_ict[name])
+    assert message(faces.read_ict, "a", npz(small_ict)) == f"a: {wanted}"
+
+
+def test_what_is_not_the_whole_model_is_refused(small_ict, tmp_path):
+    content = npz(small_ict)
+    for cut in (10, 1_000, len(content) // 2, len(content) - 10):
+        text = message(faces.read_ict, "a", content[:cut])
+        assert text.startswith("a: damaged npz file: ")
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 0xFF
+    text = message(faces.read_ict, "a", bytes(flipped))
+    assert text.startswith("a: damaged npz file: ")
+    assert message(faces.read_ict, "a", b"\x89HDF\r\n") == (
+        "a: this is an HDF5 file, wanted an npz file (a zip archive of NumPy arrays)"
+    )
+    path = write_ict(tmp_path, content)
+    text = message(load_faces, tmp_path, verify=True)
+    assert text.startswith(f"{path}: the unpacked content has sha256 ")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_missing_model_is_told_with_where_it_is_to_be_had(tmp_path):
+    assert message(faces.load) == (
+        "faces: no data directory given, wanted one with a folder ict_face/; the model "
+        f"is to be had from {faces.ICT_HOME}"
+    )
+    assert message(faces.load, tmp_path) == (
+        f"ict_face: no folder {tmp_path}/ict_face, wanted one with the files from "
+        f"{faces.ICT_HOME}"
+    )
+    for name in ("ict_face", "basel_face"):
+        (tmp_path / name).mkdir()
+    assert message(faces.load, tmp_path) == (
+        f"{tmp_path}/ict_face: no file ict_face_model.npz, to be had from "
+        f"{faces.ICT_HOME}"
+    )
+    wanted = f"{tmp_path}/basel_face: wanted one file *.h5, to be had from "
+    assert message(faces.load, tmp_path, "basel") == (
+        f"{wanted}{faces.BASEL_HOME}; seen none"
+    )
+    for name in ("b.h5", "a.h5"):
+        (tmp_path / "basel_face" / name).write_bytes(b"")
+    assert message(faces.load, tmp_path, "basel").endswith("; seen a.h5, b.h5")
+
+
+def test_numbers_of_faces_are_checked(tmp_path):
+    for options, wanted in (
+        ({"model": "bfm"}, "model must be 'ict' or 'basel', got 'bfm'"),
+        ({"num_faces": 400}, "num_validation + num_test must be less than num_faces, "),
+        ({"num_views": 0}, "num_views must be at least 1, got 0"),
+        ({"image_size": 0}, "image_size must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"yaw_degrees": 181.0}, "yaw_degrees must be in [0, 180], got 181.0"),
+        ({"yaw_degrees": math.nan}, "yaw_degrees must be in [0, 180], got nan"),
+    ):
+        text = message(faces.load, tmp_path, **options, error=ValueError)
+        assert text.startswith(wanted)
+
+
+# --- Faces: a made Basel file --------------------------------------------------------
+
+
+def basel_file(**changes):
+    """A ball in the layout of a Basel face model, in mm and with 3 modes."""
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    vertices, triangles = sphere(2, 100.0)
+    generator = np.random.default_rng(0)
+    arrays = {
+        "model/mean": (vertices + np.array([0.0, 5.0, 0.0])).ravel().astype(np.float32),
+        "model/pcaBasis": np.linalg.qr(generator.normal(size=(vertices.size, 3)))[0],
+        "model/pcaVariance": np.array([900.0, 400.0, 100.0]),
+        "representer/cells": triangles.T.astype(np.int32),
+    } | changes
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        for name, array in arrays.items():
+            if array is not None:
+                file[f"shape/{name}"] = array
+    return content.getvalue(), arrays
+
+
+def test_a_basel_model_is_its_mean_plus_scaled_modes():
+    content, arrays = basel_file()
+    model = faces.read_basel("a", content)
+    np.testing.assert_array_equal(model.mean.ravel(), arrays["model/mean"])
+    wanted = arrays["model/pcaBasis"].T * np.array([[30.0], [20.0], [10.0]])
+    np.testing.assert_allclose(model.modes, wanted, rtol=1e-6)
+    np.testing.assert_array_equal(model.triangles, arrays["representer/cells"].T)
+    image = faces.render_views(model, np.zeros(3), np.array([0.0]), 32)[0]
+    dark = image == 0
+    assert dark[[0, -1]].all()
+    assert dark[:, [0, -1]].all()
+    assert 0.3 < (~dark).mean() < 0.9  # the head fills the picture
+
+
+def test_a_basel_model_that_is_inside_out_is_turned():
+    cells = basel_file()[1]["representer/cells"]
+    content, _ = basel_file(**{"representer/cells": cells[::-1]})
+    triangles = faces.read_basel("a", content).triangles
+    np.testing.assert_array_equal(triangles, cells.T)
+
+
+def test_a_basel_model_is_found_and_said(tmp_path):
+    (tmp_path / "basel_face").mkdir()
+    path = tmp_path / "basel_face" / "model2019_bfm.h5"
+    path.write_bytes(basel_file()[0])
+    dataset = load_faces(tmp_path, model="basel", verify=True)
+    assert dataset.source.startswith(f"rendered from {path}, checksum NOT verified; 5 ")
+    assert dataset.train.examples.shape == (6, 12, 12, 1)
+    assert dataset.train.examples.max() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"model/mean": None}, "no array /shape/model/mean, wanted one"),
+        (
+            {"model/pcaVariance": np.ones(2)},
+            "/shape/model/pcaBasis has shape (198, 3) of float64, wanted "
+            "floating-point numbers of shape (198, 2)",
+        ),
+        (
+            {"model/pcaVariance": np.array([1.0, -2.0, 1.0])},
+            "/shape/model/pcaVariance holds -2.0, wanted none below 0",
+        ),
+        (
+            {"model/pcaVariance": np.array([1.0, np.nan, 1.0])},
+            "/shape/model/pcaVariance holds nan at 1, wanted finite numbers",
+        ),
+        (
+            {"representer/cells": np.zeros((5, 3), np.int32)},
+            "/shape/representer/cells has shape (5, 3) of int32, wanted whole numbers "
+            "of shape (3, -1)",
+        ),
+        (
+            {"representer/cells": np.full((3, 5), 66)},
+            "triangles of the vertices 66 to 66, wanted 0 to 65",
+        ),
+    ],
+)
+def test_bad_arrays_of_a_basel_model_are_named(changes, wanted):
+    content, _ = basel_file(**changes)
+    assert message(faces.read_basel, "a", content) == f"a: {wanted}"
+
+
+def test_what_is_not_a_whole_basel_model_is_refused(small_ict):
+    content, _ = basel_file()
+    text = message(faces.read_basel, "a", content[:3_000])
+    assert text.startswith("a: damaged HDF5 file: ")
+    assert message(faces.read_basel, "a", npz(small_ict)) == (
+        "a: this is a zip archive, wanted an HDF5 file"
+    )
+
+
+def test_without_h5py_a_basel_model_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert message(faces.read_basel, "a", b"\x89HDF\r\n\x1a\n") == (
+        "a: cannot be read without h5py, wanted it installed (pip install "
+        "'vhp_jax[faces]')"
+    )
+
+
+# --- Faces: the real model -----------------------------------------------------------
+
+DATA = os.environ.get("VHP_DATA_DIR", "")
+ICT = Path(DATA) / "ict_face" / "ict_face_model.npz"
+needs_ict = pytest.mark.skipif(
+    not (DATA and ICT.is_file()),
+    reason="no ict_face/ict_face_model.npz in VHP_DATA_DIR",
+)
+
+
+@pytest.fixture(scope="module")
+def ict():
+    return faces.read_ict(ICT, ICT.read_bytes())
+
+
+@needs_ict
+def test_the_real_model_is_a_head_that_looks_at_the_camera(ict):
+    assert ict.mean.shape == (14_388 - 1_600, 3)
+    assert len(ict.triangles) == 28_552 - 2 * 1_596
+    nose = ict.mean[np.argmax(ict.mean[:, 2])]
+    assert abs(nose[0]) < 0.1
+    # Its triangles face outwards: those in front of the nose's root look to the front.
+    normals = render.vertex_normals(ict.mean, ict.triangles)
+    assert normals[np.argmax(ict.mean[:, 2])][2] > 0.9
+    assert normals[np.argmax(ict.mean[:, 1])][1] > 0.9
+    # Two eyes, each with a dark iris in its middle.
+    for side in (-1.0, 1.0):
+        pupil = ict.mean[(ict.albedo == 0.05) & (side * ict.mean[:, 0] > 0.0)]
+        assert 0 < len(pupil) < 300
+        np.testing.assert_allclose(
+            pupil.mean(axis=0), [side * 3.24, 3.61, 9.6], atol=0.1
+        )
+
+
+@needs_ict
+def test_the_neutral_face_is_symmetric_under_a_light_from_the_front(ict):
+    """But for how its quadrilaterals are split into triangles."""
+    light = faces.LIGHT._replace(direction=(0.0, 0.5, 1.0))
+    yaws = np.radians([-50.0, 0.0, 50.0])
+    left, front, right = faces.render_views(ict, np.zeros(100), yaws, 64, light) / 255.0
+    assert np.abs(front - front[:, ::-1]).mean() < 2e-3
+    assert np.abs(left - right[:, ::-1]).mean() < 2e-3
+    assert np.abs(left - right).mean() > 0.02
+    assert 0.2 < (front > 0.0).mean() < 0.6
+    # The nose, the foremost of the profile, is on the right at positive yaws.
+    profile = faces.render_views(ict, np.zeros(100), np.radians([90.0]), 64)[0]
+    columns = np.nonzero(profile[:45].any(axis=0))[0]
+    assert 64 - columns[-1] <= 8
+
+
+@needs_ict
+@pytest.mark.slow
+def test_real_faces_are_whole_and_differ(tmp_path):
+    """Rendered by two processes while JAX has a device here."""
+    import jax.numpy as jnp
+
+    assert float(jnp.ones(3).sum()) == 3.0
+    options = {"num_faces": 42, "num_views": 3, "num_validation": 1, "num_test": 1}
+    dataset = faces.load(DATA, **options, cache_dir=tmp_path, processes=2)
+    assert dataset.source.startswith(
+        f"rendered from {ICT}, checksum verified; 42 faces"
+    )
+    images = dataset.train.examples.reshape(40, 3, 64, 64)
+    assert not images[:, :, 0].any()  # there is air above each head
+    assert ((images > 0.0).mean(axis=(2, 3)) > 0.25).all()
+    assert ((images > 0.0).mean(axis=(2, 3)) < 0.75).all()
+    front = images[:, 1].reshape(40, -1)
+    distances = np.linalg.norm(front[:, None] - front[None], axis=-1)
+    assert distances[~np.eye(40, dtype=bool)].min() > 1.0
+    for name in SPLITS:
+        assert len(getattr(dataset, name).examples) % 3 == 0
+    assert dataset.train.examples.max() <= 1.0
+    again = faces.load(DATA, **options, cache_dir=tmp_path / "x", processes=1)
+    assert again.train.examples.tobytes() == dataset.train.examples.tobytes()

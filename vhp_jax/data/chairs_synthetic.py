@@ -188,21 +188,25 @@ def render_views(chair: Chair, num_azimuths: int, image_size: int) -> np.ndarray
 def draw(seed: int, num_shapes: int) -> list[Chair]:
     """Draws parameters; the first shapes do not depend on how many there are."""
     drawn = np.random.default_rng(seed).random((num_shapes, len(BOUNDS)))
-    low, high = np.array(list(BOUNDS.values())).T
-    chairs = []
-    for row in low + (high - low) * drawn:
-        sizes = dict(zip(BOUNDS, row.tolist(), strict=True))
-        base = BASES[int(sizes["base_kind"] * len(BASES))]
-        chairs.append(
-            Chair(
-                sizes,
-                back=BACKS[int(sizes["back_kind"] * len(BACKS))],
-                base=base,
-                arms=sizes["arms"] < 0.4,
-                stretchers=base == "legs" and sizes["stretchers"] < 0.4,
-            )
+    return [parameters(row) for row in drawn]
+
+
+def parameters(drawn: np.ndarray) -> Chair:
+    """The chair of some numbers in [0, 1), one for each of `BOUNDS`, in its order."""
+    sizes = {
+        name: low + (high - low) * number
+        for (name, (low, high)), number in zip(
+            BOUNDS.items(), drawn.tolist(), strict=True
         )
-    return chairs
+    }
+    base = BASES[int(sizes["base_kind"] * len(BASES))]
+    return Chair(
+        sizes,
+        back=BACKS[int(sizes["back_kind"] * len(BACKS))],
+        base=base,
+        arms=sizes["arms"] < 0.4,
+        stretchers=base == "legs" and sizes["stretchers"] < 0.4,
+    )
 
 
 class Solid(NamedTuple):

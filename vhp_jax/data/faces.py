@@ -346,7 +346,7 @@ def read_ict(place: object, content: bytes) -> FaceModel:
         arrays["modes_q"][:, kept]
         * arrays["modes_scale"].astype(np.float32)[:, None, None]
     )
-    camera = render.Camera(DISTANCE, 18.0, (0.0, 1.5, 2.0))
+    camera = render.Camera(DISTANCE, 19.5, (0.0, 1.8, 1.8))
     return FaceModel(
         neutral[kept],
         modes.astype(np.float32).reshape(len(modes), -1),

@@ -1769,10 +1769,14 @@ def test_the_neutral_face_is_symmetric_under_a_light_from_the_front(ict):
     assert np.abs(left - right[:, ::-1]).mean() < 2e-3
     assert np.abs(left - right).mean() > 0.02
     assert 0.2 < (front > 0.0).mean() < 0.6
-    # The nose, the foremost of the profile, is on the right at positive yaws.
-    profile = faces.render_views(ict, np.zeros(100), np.radians([90.0]), 64)[0]
-    columns = np.nonzero(profile[:45].any(axis=0))[0]
-    assert 64 - columns[-1] <= 8
+    # At positive yaws the nose is on the right, where its tip is projected to.
+    yaw = math.radians(90.0)
+    profile = faces.render_views(ict, np.zeros(100), np.array([yaw]), 64)[0]
+    tip = ict.mean[[np.argmax(ict.mean[:, 2])]]
+    column, row, _ = render.project(tip, render.rotation(yaw), ict.camera, 64)
+    assert column[0] > 50.0
+    assert profile[int(row[0]), int(column[0]) - 1] > 0
+    assert not profile[int(row[0]), int(column[0]) + 1 :].any()
 
 
 @needs_ict

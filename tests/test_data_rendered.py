@@ -377,6 +377,23 @@ def test_albedo_is_interpolated_and_the_background_is_left():
     assert (image == 0.25).all()
 
 
+def test_interpolated_normals_have_length_one():
+    """Half way between normals at 60 degrees to either side they face the light."""
+    normals = np.array([[-1, 0, 0], [1, 0, 0], [1, 0, 0], [-1, 0, 0]]) * math.sqrt(0.75)
+    normals[:, 2] = 0.5
+    square = mesh(
+        [[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]],
+        [[0, 1, 2], [0, 2, 3]],
+        normals=normals,
+    )
+    light = render.Light((0.0, 0.0, 2.0), diffuse=1.0, ambient=0.0)
+    degrees = 2.0 * math.degrees(math.atan(1.0 / 5.0))
+    image = render.render(square, np.eye(3), render.Camera(5.0, degrees), light, 9, 1)
+    sideways = np.linspace(-8 / 9, 8 / 9, 9) * math.sqrt(0.75)
+    wanted = 0.5 / np.sqrt(0.25 + sideways**2)
+    np.testing.assert_allclose(image, np.tile(wanted, (9, 1)), rtol=1e-12)
+
+
 def test_pixels_are_means_of_samples():
     solid = mesh(*soup(np.random.default_rng(2), 80, 1.0, 0.3))
     arguments = (solid, render.rotation(0.2), render.Camera(5.0, 30.0), render.Light())

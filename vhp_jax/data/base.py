@@ -45,7 +45,9 @@ class Dataset(NamedTuple):
 
     Attributes:
       name: as in the configs.
-      target_kind: "angle" (radians), "label" (int64 from 0) or "none".
+      target_kind: "angle" (radians, of a full circle), "view" (radians, of the camera
+        or the turned shape, among other degrees of freedom), "label" (int64 from 0) or
+        "none".
       source: where the examples come from, for the first line that a program prints.
       train: examples the model is fitted to.
       validation: examples watched during training.

@@ -17,7 +17,10 @@ from vhp_jax import beta, distributions, networks, objectives, priors, training
 from vhp_jax.data import (
     DataError,
     Dataset,
+    chairs,
+    chairs_synthetic,
     cmu_mocap,
+    faces,
     fashion_mnist,
     mnist,
     omniglot,
@@ -192,6 +195,9 @@ def build_data(config: ConfigDict) -> Dataset:
         "fashion_mnist": fashion_mnist.load,
         "omniglot": omniglot.load,
         "cmu_mocap": cmu_mocap.load,
+        "faces": faces.load,
+        "chairs": chairs.load,
+        "chairs_synthetic": chairs_synthetic.load,
     }
     load = choose("data.name", config.name, loaders)
     options = {key: value for key, value in config.items() if key != "name"}
@@ -204,6 +210,8 @@ def build_data(config: ConfigDict) -> Dataset:
             )
     if "dir" in options:
         options["directory"] = options.pop("dir") or os.environ.get(DATA_DIR) or None
+    if "cache_dir" in options:
+        options["cache_dir"] = options["cache_dir"] or None
     try:
         return load(**options)
     except DataError as error:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_experiments import command, workdir  # noqa: F401, a fixture
@@ -40,7 +41,7 @@ def test_page_holds_what_the_model_decodes(workdir):  # noqa: F811
     ticks = np.linspace(low, high, 5)
     z = np.stack(np.meshgrid(*ticks.T, indexing="ij"), axis=-1).reshape(-1, 2)
     with jax.default_matmul_precision("highest"):
-        images = run.experiment.model.reconstruct(params, np.float32(z))
+        images = run.experiment.model.reconstruct(params, jnp.float32(z))
     wanted = 255.0 * np.clip(np.asarray(images), 0.0, 1.0).reshape(5, 5, 16, 16)
     np.testing.assert_allclose(cells, wanted, atol=0.51)
     test = run.experiment.dataset.test

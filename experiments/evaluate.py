@@ -5,8 +5,9 @@
 Metrics: nll (importance-sampled negative log-likelihood), rate_distortion,
 active_units, prior_match (two-sample score of prior and aggregated posterior), ols
 (regression of the angle, pendulum only), neighbours (nearest-neighbour accuracy, sets
-with labels only), smoothness (of interpolations, motions only). nll keeps what it has
-done and goes on after a kill.
+with labels only), smoothness (of interpolations, motions only), interpolation (steps
+and sharpness along paths, images only). nll keeps what it has done and goes on after a
+kill.
 """
 
 from pathlib import Path

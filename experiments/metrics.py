@@ -8,14 +8,15 @@ import hashlib
 import math
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from experiments import cli, figures, runs
+from experiments import cli, figures, runs, views
 from vhp_jax import evaluation, graph
 from vhp_jax.data import Split
 from vhp_jax.types import Params, PRNGKey
@@ -335,6 +336,79 @@ def smoothness(setting: Setting) -> Result:
     }
 
 
+NUM_PAIRS, NUM_FRAMES = 20, 20  # of `interpolation`
+
+
+def interpolation(setting: Setting) -> Result:
+    """Steps and sharpness of images along graph paths and straight lines: Sec. 4.4."""
+    dataset, model = setting.run.experiment.dataset, setting.run.experiment.model
+    if dataset.motion is not None:
+        raise cli.UserError("interpolation wants images; of motions see smoothness")
+    codes = evaluation.encode_dataset(model, setting.params, setting.split.examples)
+    latent_graph, num_bridges = figures.prior_graph(
+        setting.run, setting.params, setting.key("interpolation")
+    )
+    generator = np.random.default_rng(setting.seed)
+    pairs = np.array(
+        [generator.choice(len(codes.mean), 2, replace=False) for _ in range(NUM_PAIRS)]
+    )
+    ends = codes.mean[pairs]  # [P, 2, D]
+    found = graph.shortest_paths(latent_graph, ends[:, 0], ends[:, 1])
+    view = views.view(dataset)
+
+    def measured(paths: Sequence[np.ndarray]) -> Result:
+        """Of paths resampled to as many points each."""
+        points = np.stack([graph.resample_path(path, NUM_FRAMES) for path in paths])
+        decode = jax.jit(lambda z: model.reconstruct(setting.params, z))
+        with jax.default_matmul_precision("highest"):
+            flat = [np.asarray(decode(jnp.asarray(z, jnp.float32))) for z in points]
+        frames = np.stack([view.frames(path) for path in flat])
+        quality = evaluation.path_quality(frames)._asdict()
+        return {
+            name: {
+                "mean": values.mean(),
+                "stderr": values.std(ddof=1) / math.sqrt(len(values)),
+            }
+            for name, values in quality.items()
+        } | {"view_error_degrees": _view_error(setting, frames, pairs)}
+
+    along_graph = measured([path.points for path in found])
+    images = view.frames(setting.split.examples)[None]
+    return {
+        "value": along_graph["largest_step"]["mean"],
+        "stderr": along_graph["largest_step"]["stderr"],
+        "num_samples": NUM_PAIRS,
+        "estimator": "largest RMS step between neighbouring frames, per pixel, mean "
+        f"over pairs; paths of {NUM_FRAMES} points",
+        "graph": along_graph,
+        "straight": measured(list(ends)),
+        "sharpness_of_the_data": evaluation.path_quality(images).sharpness[0],
+        "num_bridges": num_bridges,
+    }
+
+
+def _view_error(
+    setting: Setting, frames: np.ndarray, pairs: np.ndarray
+) -> float | None:
+    """How far the view is from turning evenly along a path, degrees; None without.
+
+    The view of a frame is that of the training image nearest to it.
+    """
+    dataset = setting.run.experiment.dataset
+    if dataset.target_kind != "view":
+        return None
+    train = dataset.train.examples.reshape(len(dataset.train.examples), -1)
+    flat = frames.reshape(-1, train.shape[1]).astype(np.float32)
+    squares = np.square(train).sum(axis=1)
+    nearest = [np.argmin(squares - 2.0 * train @ frame) for frame in flat]
+    seen = dataset.train.targets[nearest].reshape(frames.shape[:2])
+    start, end = setting.split.targets[pairs].T[:, :, None]
+    turn = (end - start + math.pi) % (2.0 * math.pi) - math.pi  # the short way round
+    wanted = start + turn * np.linspace(0.0, 1.0, frames.shape[1])
+    error = (seen - wanted + math.pi) % (2.0 * math.pi) - math.pi
+    return float(np.rad2deg(np.sqrt(np.square(error).mean())))
+
+
 METRICS: dict[str, Callable[[Setting], Result]] = {
     "nll": nll,
     "rate_distortion": rate_distortion,
@@ -343,4 +417,5 @@ METRICS: dict[str, Callable[[Setting], Result]] = {
     "neighbours": neighbours,
     "prior_match": prior_match,
     "smoothness": smoothness,
+    "interpolation": interpolation,
 }

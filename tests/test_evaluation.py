@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from tests.linear_gaussian import (
     MODELS,
     SIGMA,
     TRACES,
+    Affine,
     B,
     C,
     S,
@@ -24,6 +26,7 @@ from tests.linear_gaussian import (
     log_evidence,
     numpy_affine,
 )
+from vhp_jax.distributions import DiagonalNormal
 from vhp_jax.evaluation import (
     _weight_sums,
     active_units,
@@ -34,12 +37,15 @@ from vhp_jax.evaluation import (
     log_likelihood,
     neighbour_accuracy,
     pareto_k,
+    path_quality,
     rate_distortion,
     regress_angle,
     smoothness,
     tail_size,
 )
+from vhp_jax.model import VAE
 from vhp_jax.objectives import Terms
+from vhp_jax.priors import StandardNormal
 from vhp_jax.types import Params
 
 SLOW = pytest.mark.slow
@@ -635,3 +641,22 @@ def test_resampled_smoothness_does_not_depend_on_the_number_of_nodes():
     np.testing.assert_allclose(even, 2.0 * 0.1**2, rtol=2e-3)
     with pytest.raises(ValueError, match="at least 3 points, got 2"):
         smoothness(model, params, [few[:2]], joints, units)
+
+
+def test_path_quality_sees_uneven_steps_and_blur():
+    row = np.arange(8.0)
+    edge = np.where(row < 4, 0.0, 1.0) * np.ones((8, 1))
+    even = np.stack([0.1 * k * np.ones((8, 8)) for k in range(5)])
+    jump = even.copy()
+    jump[3:] += 0.5
+    quality = path_quality(np.stack([even, jump]))
+    np.testing.assert_allclose(quality.mean_step, [0.1, (3 * 0.1 + 0.6) / 4])
+    np.testing.assert_allclose(quality.largest_step, [0.1, 0.6])
+    np.testing.assert_allclose(quality.sharpness, 0.0, atol=1e-12)
+    # A slope of one in each direction has a gradient of sqrt(2) everywhere.
+    slope = np.broadcast_to(row[:, None] + row, (1, 2, 8, 8))
+    np.testing.assert_allclose(path_quality(slope).sharpness, math.sqrt(2.0))
+    sharp = path_quality(np.broadcast_to(edge, (1, 2, 8, 8))).sharpness
+    np.testing.assert_allclose(sharp, 1.0 / 7.0)
+    with pytest.raises(ValueError, match=r"\[P, L >= 2, H, W\], got \(1, 8, 8\)"):
+        path_quality(edge[None])

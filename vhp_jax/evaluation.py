@@ -467,6 +467,41 @@ def smoothness(
     return np.sqrt(np.stack(columns, axis=1))
 
 
+class PathQuality(NamedTuple):
+    """Figures of merit of decoded paths of images, float64 [P] each.
+
+    Attributes:
+      mean_step: mean RMS difference of neighbouring frames, per pixel.
+      largest_step: largest of them; on an even path as large as the mean one.
+      sharpness: mean length of the frames' brightness gradient, per pixel; blurred
+        frames have less than images of the data.
+    """
+
+    mean_step: np.ndarray
+    largest_step: np.ndarray
+    sharpness: np.ndarray
+
+
+def path_quality(frames: np.ndarray) -> PathQuality:
+    """Measures decoded paths: Figs. 9, 10, 22 and 23 in numbers.
+
+    Args:
+      frames: [P, L, H, W] in path order, L >= 2.
+
+    Raises:
+      ValueError: another number of axes or fewer than 2 frames.
+    """
+    frames = np.asarray(frames, np.float64)
+    if frames.ndim != 4 or frames.shape[1] < 2:
+        raise ValueError(f"frames must be [P, L >= 2, H, W], got {frames.shape}")
+    steps = np.sqrt(np.square(np.diff(frames, axis=1)).mean(axis=(2, 3)))  # [P, L - 1]
+    down, right = (np.diff(frames, axis=axis) for axis in (2, 3))
+    gradient = np.hypot(down[..., :-1], right[:, :, :-1])
+    return PathQuality(
+        steps.mean(axis=1), steps.max(axis=1), gradient.mean(axis=(1, 2, 3))
+    )
+
+
 # --- Importance-sampled log-likelihood -----------------------------------------------
 
 

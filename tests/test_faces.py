@@ -1,0 +1,130 @@
+"""Faces and chairs, the configs: a few steps on a few rendered shapes."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from test_architecture import Spy
+from test_experiments import cached_programs, command
+
+from experiments import build, cli, figures, metrics, runs
+from vhp_jax import networks
+
+pytestmark = [pytest.mark.slow, pytest.mark.optax]
+
+TINY = {
+    "data.num_shapes": "7",
+    "data.num_azimuths": "3",
+    "data.num_validation": "1",
+    "data.num_test": "2",
+    "model.channels": "2,2,2,2,3,3,4,4",
+    "model.dense": "8",
+    "model.prior_hidden": "6",
+    "model.latent_dim": "3",
+    "model.inner_dim": "2",
+    "objective.num_samples": "2",
+    "beta.kappa": "0.9",  # reached at once
+    "train.num_steps": "4",
+    "train.batch_size": "4",
+    "train.log_every": "2",
+    "train.eval_every": "4",
+    "train.checkpoint_every": "4",
+    "graph.num_nodes": "30",
+    "graph.num_neighbours": "5",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory):
+    with cached_programs(tmp_path_factory.getbasetemp() / "face_programs"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Rendered once for all tests."""
+    return tmp_path_factory.mktemp("rendered")
+
+
+def load(cache, name="chairs_synthetic_small", **overrides):
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    pairs = TINY | {"data.cache_dir": str(cache)} | dotted
+    return cli.load_config(name, list(pairs.items()))
+
+
+@pytest.mark.parametrize("suffix", ["", "_iwae"])
+def test_chairs_are_trained_measured_interpolated_and_explored(
+    suffix, cache, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(metrics, "NUM_PAIRS", 3)
+    config = load(cache, f"chairs_synthetic_small{suffix}")
+    assert runs.train(config, tmp_path)["completed"]
+    words = "--metrics=interpolation,active_units,prior_match"
+    done = command("evaluate", f"--workdir={tmp_path}", words)
+    assert (done.code, done.err) == (0, "")
+    result = json.loads((tmp_path / "eval" / "interpolation.json").read_text())
+    for line in ("graph", "straight"):
+        found = result[line]
+        assert 0.0 <= found["mean_step"]["mean"] <= found["largest_step"]["mean"]
+        assert 0.0 <= found["view_error_degrees"] <= 180.0
+    assert result["value"] == result["graph"]["largest_step"]["mean"]
+    assert result["sharpness_of_the_data"] > 0.0
+    for name in ("interpolate", "sample", "explore"):
+        extra = ["--grid=3"] if name == "explore" else []
+        done = command(name, f"--workdir={tmp_path}", *extra)
+        assert (done.code, done.err) == (0, ""), done
+    page = (tmp_path / "explore.html").read_text()
+    assert "The other 1 latent dimensions are those of test example 0." in page
+    for figure in ("strip", "samples", "reconstructions", "history"):
+        assert (tmp_path / "figures" / f"{figure}.png").stat().st_size > 1000
+
+
+def test_every_key_of_the_chairs_config_is_read(cache, tmp_path):
+    config, seen = load(cache), set()
+    spy = Spy(config, seen)
+    runs.train(spy, tmp_path)
+    run = runs.Run(spy)
+    params = run.initial_state().params
+    figures.Interpolation(run, params, figures.default_pairs(run), seed=0)
+    unread = {key for key, _ in cli.flatten(config)} - seen
+    assert unread == {"model.num_pseudo_inputs"}
+
+
+def test_default_pairs_of_views_are_nearest_to_the_wanted_ones(cache):
+    run = runs.Run(load(cache))
+    targets = run.experiment.dataset.test.targets
+    pairs = figures.default_pairs(run)
+    ends = zip(
+        run.config.graph.start_targets, run.config.graph.end_targets, strict=True
+    )
+    for pair, wanted in zip(pairs, ends, strict=True):
+        for index, target in zip(pair, wanted, strict=True):
+            turns = np.abs(np.exp(1j * targets) - np.exp(1j * target))
+            assert turns[index] == pytest.approx(turns.min())
+    assert pairs[1][0] != pairs[1][1]  # one view, two shapes
+
+
+@pytest.mark.parametrize("name", ["faces", "chairs", "chairs_synthetic"])
+def test_full_configs_have_the_networks_of_table_3(name):
+    config = cli.load_config(name)
+    networks_of = build.conv(config.model, (64, 64, 1))
+    assert networks_of.encoder.layers == networks.FACE_LAYERS
+    assert (config.model.latent_dim, config.model.dense) == (32, 256)
+    assert tuple(config.model.prior_hidden) == (256, 256)
+    assert (config.beta.kappa, config.beta.nu) == (0.2, 1.0)
+    assert config.objective.num_samples == 16
+    assert config.train.learning_rate == 5e-4
+    nodes = {"faces": 10_000, "chairs": 8_637, "chairs_synthetic": 8_637}[name]
+    assert (config.graph.num_nodes, config.graph.num_neighbours) == (nodes, 18)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 1), np.float32)
+    shapes = jax.eval_shape(
+        lambda x: networks_of.encoder.init_with_output(jax.random.key(0), x)[0], images
+    )
+    assert shapes.mean.shape == (2, 32)
+
+
+def test_channels_of_another_number_are_refused(cache):
+    config = load(cache, model__channels="2,3")
+    with pytest.raises(cli.UserError, match=r"channels wants 8 numbers, got \(2, 3\)"):
+        build.build(config)

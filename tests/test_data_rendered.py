@@ -569,7 +569,9 @@ def test_only_missing_parts_are_made(makers, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("toy: 12 of 18 images are in ")
 
 
-@pytest.mark.parametrize("damage", ["changed", "cut off", "emptied", "swapped"])
+@pytest.mark.parametrize(
+    "damage", ["changed", "cut off", "emptied", "swapped", "renamed"]
+)
 def test_damaged_parts_are_found_and_made_again(makers, tmp_path, capsys, damage):
     recipe, made = makers
     cache.load(recipe(), tmp_path, processes=1)
@@ -582,10 +584,13 @@ def test_damaged_parts_are_found_and_made_again(makers, tmp_path, capsys, damage
     elif damage == "swapped":
         content = bytearray(other.read_bytes())
     else:
-        content = content[: -5 if damage == "cut off" else 0]
+        content = content[: {"cut off": -5, "emptied": 0}.get(damage)]
     path.write_bytes(content)
+    if damage == "renamed":
+        path = path.rename(path.with_name(f"part-00002-{'0' * 16}.npy"))
     np.testing.assert_array_equal(cache.load(recipe(), tmp_path, 1), toy_images())
     assert [number for number, _ in made()] == [4]
+    assert len(list(place.glob("part-*"))) == 5
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"toy: {path} is damaged and is made again"
     assert cache.load(recipe(), tmp_path, 1).shape == (9, 2, 3, 4)
@@ -795,7 +800,7 @@ def small_chairs(monkeypatch):
         monkeypatch.setattr(chairs, name, number)
 
 
-def chair_png(model, view, size=RENDER_SIZE, mode="RGB"):
+def chair_png(model, view, size=RENDER_SIZE, mode="RGB", kind="PNG"):
     """A rectangle whose grey value tells the model and the view."""
     picture = Image.new("RGB", (size, size), "white")
     grey = 10 * view + 60 * model
@@ -807,7 +812,7 @@ def chair_png(model, view, size=RENDER_SIZE, mode="RGB"):
         picture.putalpha(alpha)
         picture.paste((0, 0, 0, 0), (0, 0, 10, 10))  # black where nothing is seen
     content = io.BytesIO()
-    picture.save(content, "PNG")
+    picture.save(content, kind)
     return content.getvalue()
 
 
@@ -1064,7 +1069,7 @@ def test_what_systems_leave_in_folders_is_no_image(small_chairs, tmp_path):
     ("content", "wanted"),
     [
         (chair_png(1, 2, size=39), "39x39 pixels, wanted 40x40"),
-        (b"GIF89a", "not a PNG file, wanted one"),
+        (chair_png(1, 2, kind="GIF"), "not a PNG file, wanted one"),
         (b"", "not a PNG file, wanted one"),
         (chair_png(1, 2)[:70], "damaged PNG file: "),
     ],
@@ -1320,7 +1325,8 @@ def test_azimuths_turn_the_chair_and_elevations_raise_the_camera():
     assert upper < np.nonzero(left[20:36])[1].mean()
 
 
-def test_synthetic_chairs_say_what_they_are(tmp_path):
+def test_synthetic_chairs_say_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(chairs_synthetic, "SHAPES_PER_PART", 2)
     dataset = chairs_synthetic.load(
         num_shapes=5,
         num_azimuths=3,
@@ -1419,15 +1425,15 @@ def load_faces(tmp_path, **options):
 
 def test_faces_are_rendered_by_identity_and_yaw(small_ict, tmp_path):
     path = write_ict(tmp_path, npz(small_ict))
-    dataset = load_faces(tmp_path, seed=7)
+    dataset = load_faces(tmp_path, seed=7, num_views=5)
     assert dataset.name == "faces"
     assert dataset.target_kind == "view"
     assert dataset.source == (
-        f"rendered from {path}, checksum NOT verified; 5 faces in 3 views from -90 to "
+        f"rendered from {path}, checksum NOT verified; 5 faces in 5 views from -90 to "
         "90 degrees, seed 7"
     )
     model = faces.read_ict("a", path.read_bytes())
-    yaws = np.array([-0.5, 0.0, 0.5]) * math.pi
+    yaws = np.array([-0.5, -0.25, 0.0, 0.25, 0.5]) * math.pi
     coefficients = np.random.default_rng(7).standard_normal((5, NUM_MODES))
     images = [faces.render_views(model, c, yaws, 12) for c in coefficients]
     parts = {"train": slice(0, 2), "validation": slice(2, 3), "test": slice(3, 5)}
@@ -1518,6 +1524,8 @@ def test_irises_are_painted_and_those_behind_left_out(small_ict):
     vertices = small_ict["neutral"]
     front = np.argmax(vertices[:, 2])
     eye = np.linalg.norm(vertices - vertices[front], axis=1) < 4.0
+    near = np.argsort(vertices[:, 2])[-5:-1]
+    vertices[near, :2] = [[0.2, 0.0], [0.0, -0.3], [-0.6, 0.0], [0.0, 0.65]]
     behind = np.argmin(vertices[:, 2])
     small_ict["part"][eye], small_ict["part"][behind] = 2, 3
     model = faces.read_ict("a", npz(small_ict))
@@ -1528,6 +1536,7 @@ def test_irises_are_painted_and_those_behind_left_out(small_ict):
     np.testing.assert_array_equal(model.mean, vertices[kept])
     radius = np.hypot(*vertices[kept][:, :2].T)
     wanted = np.where(radius < 0.25, 0.05, np.where(radius < 0.62, 0.25, 1.0))
+    assert (np.bincount(np.searchsorted([0.05, 0.25], wanted))[:2] == 2).all()
     np.testing.assert_array_equal(model.albedo[eye[kept]], wanted[eye[kept]])
     assert (model.albedo[~eye[kept]] == 0.9).all()
     # The triangles are the same ones with the vertices numbered anew.

@@ -157,10 +157,12 @@ def row_record(
         | {"seed_numbers": numbers, "steps": steps}
         | {name: [result[name] for result in results] for name in table.details}
         | {
-            metric: [
-                measured(table, row, n, deadline, metric)["value"] for n in numbers
+            name: [
+                measured(table, row, n, deadline, metric)[key or "value"]
+                for n in numbers
             ]
-            for metric in table.also
+            for name in table.also
+            for metric, _, key in [name.partition(".")]
         }
         | {
             f"final_{name}": [state[name] for state in reached]

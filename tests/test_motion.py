@@ -1,5 +1,6 @@
 """Motion configs on a small made set: trained, measured, interpolated, drawn."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,7 +11,17 @@ from test_architecture import Spy
 from test_data_mocap import tiny  # noqa: F401, a fixture
 from test_experiments import cached_programs, command
 
-from experiments import build, cli, evaluate, figures, metrics, runs, tables, views
+from experiments import (
+    build,
+    cli,
+    evaluate,
+    figures,
+    metrics,
+    reproduce,
+    runs,
+    tables,
+    views,
+)
 from vhp_jax import graph
 from vhp_jax.checkpoints import Checkpointer
 
@@ -32,6 +43,11 @@ TINY = {
     "train.snapshot_steps": "4",
     "graph.num_nodes": "40",
     "graph.num_neighbours": "4",
+}
+DRAWN = {
+    "fig5": reproduce.latent_spaces,
+    "fig6": reproduce.latent_graphs,
+    "fig7": lambda table, names: reproduce.path_strips(table, names, 0)[0],
 }
 CONFIGS = [row.config for row in tables.MOTION.rows]
 
@@ -74,6 +90,46 @@ def test_each_method_is_trained_measured_and_drawn(name, tmp_path, capsys):
     assert len(result["joint_mean"]) == len(result["raw"]["joint_mean"]) == 24
     assert np.mean(result["joint_mean"]) == pytest.approx(result["value"])
     assert capsys.readouterr().out.count("eval/") == 3
+
+
+def test_the_table_and_figures_of_motion_are_reproduced(tmp_path, monkeypatch):
+    rows = tuple(dataclasses.replace(row, overrides=TINY) for row in tables.MOTION.rows)
+    table = dataclasses.replace(tables.MOTION, rows=rows, num_seeds=2)
+    monkeypatch.setattr(reproduce, "MOTION", table)
+    monkeypatch.setitem(reproduce.TABLES, "motion", table)
+    targets = {"motion": reproduce.whole(table)}
+    for name in ("fig5", "fig6", "fig7"):
+        old = reproduce.TARGETS[name]
+        targets[name] = reproduce.one(table, old.rows, name, DRAWN[name])
+    for name in ("fig8", "fig19"):
+        targets[name] = dataclasses.replace(reproduce.TARGETS[name], table=table)
+    for name, target in targets.items():
+        monkeypatch.setitem(reproduce.TARGETS, name, target)
+        where = [f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'results'}"]
+        done = command("reproduce", f"--target={name}", *where)
+        assert (done.code, done.err) == (0, ""), done
+    record = json.loads((tmp_path / "results" / "motion.json").read_text())
+    assert [row["name"] for row in record["rows"]] == [
+        "VHP + REWO",
+        "VampPrior",
+        "IWAE",
+    ]
+    for row in record["rows"]:
+        assert len(row["seeds"]) == len(row["raw"]) == 2
+        for name in tables.MOTION.also:
+            assert len(row[name]) == 2
+        folder = tmp_path / "runs" / "motion" / tables.slug(row["name"]) / "seed_1"
+        kept = json.loads((folder / "eval" / "prior_match.json").read_text())
+        assert row["prior_match"][0] == kept["value"]
+        key = "squared_maximum_mean_discrepancy"
+        assert row[f"prior_match.{key}"][0] == kept[key]
+    text = (tmp_path / "results" / "motion.md").read_text()
+    assert "| squared maximum mean discrepancy |" in text
+    drawn = {path.stem for path in (tmp_path / "results" / "figures").iterdir()}
+    assert drawn == {
+        *("fig5", "fig6", "fig7", "fig8_smoothness", "fig8_smoothness_raw"),
+        *(f"fig19_strips_{number}" for number in (1, 2, 3)),
+    }
 
 
 def test_interpolate_draws_strips_and_films_of_all_default_pairs(tmp_path):

@@ -581,6 +581,8 @@ def test_reproduce_draws_every_target(finished, tmp_path, monkeypatch):
     for table in tables.TABLES.values():
         put(finished, tmp_path, table, *table.rows)
     for target, made_of in module.TARGETS.items():
+        if made_of.table is tables.MOTION:
+            continue  # see test_motion
         done = reproduce(tmp_path, target, "--num_seeds=1")
         assert (done.code, done.err) == (0, ""), target
         drawn = list((tmp_path / "results" / "figures").glob(f"{target}_*.png"))

@@ -379,7 +379,7 @@ def plot_latent_graphs(panels: Sequence[GraphPanel]) -> Figure:
     """
     _want_some("panels", panels)
     blues = _part_of("Blues", 0.25, 1.0)
-    figure = Figure(figsize=(3.3 * len(panels), 3.9), layout="constrained")
+    figure = Figure(figsize=(3.3 * len(panels), 4.2), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, panel in zip(axes, panels, strict=True):
         nodes = _points("nodes", panel.nodes)

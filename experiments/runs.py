@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import vhp_jax
 from experiments import build, cli
-from vhp_jax import evaluation, training
+from vhp_jax import evaluation, sharing, training
 from vhp_jax.checkpoints import Checkpointer, CheckpointError
 from vhp_jax.training import StepMetrics, TrainState
 from vhp_jax.types import Params, PyTree
@@ -277,19 +277,26 @@ class Restored(NamedTuple):
 
 
 def restore(workdir: str | os.PathLike[str]) -> Restored:
-    """Rebuilds a run and its newest whole checkpoint.
+    """Rebuilds a run and its newest whole checkpoint, or the model of an export.
 
     Raises:
       UserError: there is no run or no checkpoint in `workdir`.
+      ExportError: it holds an export that is not whole.
     """
     path = Path(workdir)
     config = read_json(path / "config.json")
+    if sharing.is_export(path) and "estimator" in config:
+        raise cli.UserError(
+            f"{path} was saved by VHP.save and knows no data set: VHP.load reads it"
+        )
     try:
         run = Run(ConfigDict(config))
     except (AttributeError, KeyError, TypeError) as error:
         raise cli.UserError(
             f"{path / 'config.json'} is not a config of this version: {error}"
         ) from None
+    if sharing.is_export(path):
+        return _from_export(path, run)
     like = jax.eval_shape(run.initial_state)
     with Checkpointer(path / "checkpoints") as checkpointer:
         newest = checkpointer.restore_latest(like)
@@ -298,6 +305,25 @@ def restore(workdir: str | os.PathLike[str]) -> Restored:
     step, state = newest
     check_statistics(path, run, state)
     return Restored(run, state, *evaluated(path, run.config, step, state))
+
+
+def _from_export(path: Path, run: Run) -> Restored:
+    """The model of an exported run in the place of its newest state."""
+    shared = sharing.read(path)
+    if len(run.seeds) > 1:
+        run.seeds = [int(shared.facts["seed"])]
+    if sharing.describe(shared.model) != sharing.describe(run.experiment.model):
+        raise cli.UserError(
+            f"{path}: the networks of {sharing.MODEL} are not those of config.json"
+        )
+    step = int(shared.facts["steps"])
+    params = jax.tree.map(jnp.asarray, shared.params)
+    statistics = dict(shared.statistics) or None
+    state = run.initial_state().replace(
+        step=jnp.asarray(step, jnp.int32), params=params, statistics=statistics
+    )
+    check_statistics(path, run, state)
+    return Restored(run, state, params, step)
 
 
 def opened(workdir: str | None) -> Restored:
@@ -606,7 +632,8 @@ class _Trainer:
                 f"kappa^2 = {config.kappa**2:g} not reached in {self.step} steps (seed "
                 f"{self.run_.seeds[member]}): the smallest C_hat was {smallest:.3g}; "
                 f"try kappa >= {1.1 * math.sqrt(smallest):.2g}, a smaller "
-                "beta.init, wider networks, or more steps (beta.max_initial_steps)"
+                "beta.init, wider networks, or more steps (beta.max_initial_steps); "
+                "`python -m experiments.suggest_kappa` measures a kappa"
             )
 
     def save(self) -> None:

@@ -34,6 +34,10 @@ def main(config: ConfigDict) -> None:
             "a suggestion is an RMS error: config.objective.constraint must be "
             f"mse_mean, got {config.objective.constraint!r}"
         )
+    given = config.beta.kappa
+    config.beta.kappa = (
+        given or 1.0
+    )  # 0 where none is given; nothing here depends on it
     experiment = build.build(config)
     dataset = experiment.dataset
     workdir = Path(FLAGS.workdir or f"runs/{FLAGS.config}")
@@ -57,10 +61,8 @@ def main(config: ConfigDict) -> None:
     )
     print(found.table())
     print(f"kappa = {found.kappa:g}: {found.reasoning}")
-    print(
-        f"{found.steps} steps in {found.seconds:.0f} s; the config has "
-        f"kappa = {config.beta.kappa:g}"
-    )
+    has = f"the config has kappa = {given:g}" if given else "the config has none"
+    print(f"{found.steps} steps in {found.seconds:.0f} s; {has}")
     written = found.as_dict() | {"config": FLAGS.config, "seed": config.seed}
     runs.write_json(workdir / "kappa.json", written)
     print(f"wrote {workdir / 'kappa.json'}")

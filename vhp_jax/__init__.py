@@ -1,5 +1,7 @@
 """Learning Hierarchical Priors in VAEs (Klushyn et al., 2019): VHP and REWO in JAX."""
 
+from typing import Any
+
 from vhp_jax import beta, distributions, evaluation, graph, networks, objectives, priors
 from vhp_jax.model import VAE
 from vhp_jax.training import TrainState, init_state, jit_train_loop, make_train_step
@@ -7,6 +9,7 @@ from vhp_jax.types import Params
 
 __all__ = [
     "VAE",
+    "VHP",
     "Params",
     "TrainState",
     "beta",
@@ -21,3 +24,12 @@ __all__ = [
     "priors",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the estimator, and scikit-learn with it, when it is first asked for."""
+    if name == "VHP":
+        from vhp_jax.estimator import VHP
+
+        return VHP
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -213,6 +213,33 @@ def suggest_kappa(
     )
 
 
+def steps_to_reach(
+    steps: Sequence[float], constraints: Sequence[float], kappa_squared: float
+) -> float:
+    """Steps after which C_hat will be kappa^2, should it go on falling as it does.
+
+    A power law through the second half of what was seen.
+
+    Args:
+      steps: of the initial phase, growing, above 0.
+      constraints: C_hat at each.
+      kappa_squared: to be reached.
+
+    Returns:
+      The number of steps; infinity where C_hat does not fall. The last step where there
+      are fewer than four to judge by.
+    """
+    recent = len(steps) // 2
+    x, y = np.log(steps[recent:]), np.log(np.maximum(constraints[recent:], 1e-30))
+    if len(x) < 2 or y[-1] <= math.log(kappa_squared):
+        return float(steps[-1])
+    slope, level = np.polyfit(x, y, 1)
+    if slope >= 0.0:
+        return math.inf
+    exponent = (math.log(kappa_squared) - level) / slope
+    return math.exp(exponent) if exponent < 100.0 else math.inf
+
+
 def _held() -> beta.BetaScheme:
     """Beta stays what the state says, so that one compiled loop serves all of them."""
     constant = beta.constant(RECONSTRUCTION, kappa=1.0)

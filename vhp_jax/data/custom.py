@@ -242,7 +242,8 @@ def load(
     place = Path(path)
     if not place.exists():
         raise DataError(f"{place}: no such file or folder")
-    labels, names = None, ()
+    labels: np.ndarray | None = None
+    names: tuple[str, ...] = ()
     if place.is_dir():
         values, labels, names = read_images(place, tuple(image_size), colour)
     else:
@@ -285,6 +286,34 @@ def load(
         if units.likelihood == "bernoulli"
         else {"mean": units.mean, "scale": units.scale},
     )
+
+
+def read_tfds(name: str, split: str = "train") -> np.ndarray:
+    """The images of a data set of tensorflow-datasets, prepared or to be downloaded.
+
+    Args:
+      name: as `tensorflow_datasets.data_source` takes it.
+      split: as well.
+
+    Returns:
+      uint8 [N, H, W, C].
+
+    Raises:
+      DataError: it is not there, or its examples are no images of one size.
+    """
+    try:
+        import tensorflow_datasets  # slow to import
+    except ImportError:
+        raise DataError(f"{name}: wants the package tensorflow-datasets") from None
+    try:
+        records = tensorflow_datasets.data_source(name, split=split)
+        images = [record["image"] for record in records]
+    except KeyError:
+        raise DataError(f"{name}: its examples have no image") from None
+    except Exception as error:  # what a registry and a download do has no one type
+        text = " ".join(str(error).split())[:200]
+        raise DataError(f"{name}, {split}: not to be had: {text}") from None
+    return checked(f"{name}, {split}", images)
 
 
 def _read_npy(path: Path) -> np.ndarray:

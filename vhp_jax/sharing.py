@@ -1,6 +1,6 @@
 """A trained model as a self-contained folder, to be kept, sent and read anywhere.
 
-    model.safetensors   parameters and statistics, float32
+    model.safetensors   parameters, float32, and statistics of the data
     model.json          networks, shapes, facts and a digest of every file beside it
     config.json         what it was made with
     encoder.jax_export  compiled functions for `jax.export`: they run without this
@@ -64,8 +64,8 @@ class Standardisation(NamedTuple):
     """x -> (x - mean) / scale, from the units of the data to those of the model.
 
     Attributes:
-      mean: float32, of the shape of an example.
-      scale: float32, of the shape of an example.
+      mean: float64, of the shape of an example.
+      scale: float64, of the shape of an example.
     """
 
     mean: np.ndarray
@@ -346,7 +346,7 @@ def _tensors(shared: SharedModel) -> Iterator[tuple[str, np.ndarray]]:
     if shared.standardisation is not None:
         arrays |= {f"x_{k}": v for k, v in shared.standardisation._asdict().items()}
     for name, array in arrays.items():
-        yield f"statistics/{name}", np.ascontiguousarray(array, np.float32)
+        yield f"statistics/{name}", np.ascontiguousarray(array)
 
 
 def _named(params: PyTree) -> list[tuple[str, Any]]:

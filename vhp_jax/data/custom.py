@@ -21,7 +21,7 @@ SCALINGS = ("auto", "columns", "common", "none")
 KEYS = ("x", "X", "data", "examples", "images", "x_train", "X_train", "arr_0")
 HUGE = 1e30  # squares of more do not fit into float32 arithmetic
 EXTREME = 0.1  # share of values at both ends of [0, 1] that makes rows flat images
-SPREAD = 1e-7  # of a column in terms of its largest value, under which it is constant
+SPREAD = 16  # roundings of its largest value, under which a column is constant
 IMAGE_NAMES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
@@ -177,7 +177,10 @@ def choose_units(
         )
     mean = examples.mean(axis=0, dtype=np.float64)
     scale = examples.std(axis=0, dtype=np.float64)
-    constant = scale <= SPREAD * np.abs(examples).max(axis=0)
+    is_float = examples.dtype.kind == "f"
+    rounding = float(np.finfo(examples.dtype).eps) if is_float else 0.0
+    size = np.abs(mean) + scale
+    constant = scale <= SPREAD * rounding * size
     notes = []
     if constant.any():
         found = np.flatnonzero(constant.reshape(-1)).tolist()

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import vhp_jax
-from experiments import build, cli
+from experiments import build, cli, tracking
 from vhp_jax import evaluation, sharing, training
 from vhp_jax.checkpoints import Checkpointer, CheckpointError
 from vhp_jax.training import StepMetrics, TrainState
@@ -44,6 +44,7 @@ class WorkDir:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
+        self._events: tracking.Events | None = None
 
     def __enter__(self) -> "WorkDir":
         try:
@@ -67,7 +68,18 @@ class WorkDir:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._events is not None:
+            self._events.close()
         self._lock.close()  # the kernel drops the lock, also on SIGKILL
+
+    def track(self, step: int) -> None:
+        """From now on also writes TensorBoard events, those after `step` anew."""
+        self._events = tracking.Events(self.path / "tensorboard", step)
+
+    def track_figures(self, step: int) -> None:
+        """Puts the figures among the events, where there are any."""
+        if self._events is not None:
+            self._events.add_figures(self.path / "figures", step)
 
     def claim(self, config: ConfigDict) -> None:
         """Writes config.json, or refuses a directory that holds another config."""
@@ -95,6 +107,8 @@ class WorkDir:
         """Adds lines to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
+        if self._events is not None:
+            self._events.add(lines)
 
     def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
         """Drops the lines after `step`, which will be computed again."""
@@ -398,6 +412,7 @@ def train(
     config: ConfigDict,
     workdir: str | os.PathLike[str],
     max_minutes: float = math.inf,
+    tensorboard: bool = False,
 ) -> dict[str, Any] | None:
     """Trains, or goes on training, in `workdir`.
 
@@ -405,6 +420,7 @@ def train(
       config: the resolved config.
       workdir: directory of the run.
       max_minutes: stop cleanly with a checkpoint after this long.
+      tensorboard: whether metrics and figures are also written as TensorBoard events.
 
     Returns:
       The summary, or None if `max_minutes` ran out first.
@@ -425,6 +441,8 @@ def train(
             return summary
         with Checkpointer(directory.path / "checkpoints") as checkpointer:
             trainer = _Trainer(run, directory, checkpointer, start)
+            if tensorboard:
+                directory.track(trainer.step)
             finished = trainer.run(stop, start + 60.0 * max_minutes)
         if stop.signum is not None:
             raise cli.InterruptedRunError(stop.signum)
@@ -727,6 +745,7 @@ class _Trainer:
         params, _ = evaluated(path, config, self.step, self.state)
         for name, figure in figures.training_figures(self.run_, self.directory, params):
             figures.save(figure, path / "figures" / f"{name}.png")
+        self.directory.track_figures(self.step)
         lines = self.directory.metrics()
         seconds = self.seconds()
         num_parameters = sum(

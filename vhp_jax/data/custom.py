@@ -376,11 +376,10 @@ def _read_csv(path: Path) -> np.ndarray:
         raise DataError(f"{path}: empty, wanted lines of numbers")
     header = not all(_is_number(word) for word in first)
     try:
-        with warnings.catch_warnings():
+        # Opened here: where np.loadtxt fails it does not close what it has opened.
+        with path.open(encoding="utf-8-sig") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a file with a header and no more
-            return np.loadtxt(
-                path, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig"
-            )
+            return np.loadtxt(file, delimiter=",", skiprows=int(header), ndmin=2)
     except ValueError as error:
         text = str(error).split("; use `usecols`")[0]
         start = "rows counted from 0 below the header" if header else "rows from 0"

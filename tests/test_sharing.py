@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -267,7 +268,7 @@ def test_the_functions_run_without_this_package_and_flax(name, tmp_path):
     assert (done.returncode, done.stdout) == (0, "alone\n"), done.stderr
     units = wanted.standardisation
     scaled = ((x - units.mean) / units.scale).astype(np.float32)
-    q_z = wanted.model.encode(wanted.params, scaled)
+    q_z = wanted.model.encode(wanted.params, jnp.asarray(scaled))
     decoded = wanted.model.reconstruct(wanted.params, q_z.mean)
     decoded = np.asarray(decoded).reshape(5, *SHAPE) * units.scale + units.mean
     with np.load(tmp_path / "out.npz") as found:
@@ -321,7 +322,7 @@ def test_a_run_is_exported_read_and_evaluated(tmp_path):
     x = trained.run.experiment.dataset.test.examples
     loaded = VHP.load(folder)
     assert (loaded.likelihood_, loaded.kappa_) == ("gaussian", 0.5)
-    q_z = trained.run.experiment.model.encode(trained.params, x)
+    q_z = trained.run.experiment.model.encode(trained.params, jnp.asarray(x))
     np.testing.assert_allclose(loaded.transform(x), q_z.mean, rtol=1e-5, atol=1e-6)
 
     metrics = "--metrics=rate_distortion"

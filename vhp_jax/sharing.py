@@ -341,12 +341,12 @@ another kind mean little: a VAE may give them high ones.
 def _tensors(shared: SharedModel) -> Iterator[tuple[str, np.ndarray]]:
     """Everything that model.safetensors holds, by name."""
     for name, leaf in _named(shared.params):
-        yield name, np.ascontiguousarray(leaf, np.float32)
+        yield name, np.asarray(leaf, np.float32, order="C")
     arrays = dict(shared.statistics)
     if shared.standardisation is not None:
         arrays |= {f"x_{k}": v for k, v in shared.standardisation._asdict().items()}
     for name, array in arrays.items():
-        yield f"statistics/{name}", np.ascontiguousarray(array)
+        yield f"statistics/{name}", np.asarray(array, order="C")
 
 
 def _named(params: PyTree) -> list[tuple[str, Any]]:

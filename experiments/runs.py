@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import vhp_jax
 from experiments import build, cli, tracking
-from vhp_jax import evaluation, sharing, training
+from vhp_jax import evaluation, kappa, sharing, training
 from vhp_jax.checkpoints import Checkpointer, CheckpointError
 from vhp_jax.training import StepMetrics, TrainState
 from vhp_jax.types import Params, PyTree
@@ -479,6 +479,7 @@ class _Trainer:
         self.start = start
         self.earlier_seconds = 0.0
         self.smallest_constraint = np.full(len(run.seeds), math.inf)
+        self.constraints: list[tuple[int, float]] = []  # of the initial phase
         self.saved_step: int | None = None
         self.state = self._resume_or_start()
         self.loop = run.train_loop()
@@ -564,6 +565,7 @@ class _Trainer:
                 lines = self._log(metrics, length, time.monotonic() - began)
                 progress.update(self.step, lines[0])
                 self._check_constraint(metrics)
+                self._foresee(progress)
                 if self.step in config.snapshot_steps:
                     self.snapshot()
                 if self.step % config.eval_every == 0:
@@ -652,6 +654,28 @@ class _Trainer:
                 f"try kappa >= {1.1 * math.sqrt(smallest):.2g}, a smaller "
                 "beta.init, wider networks, or more steps (beta.max_initial_steps); "
                 "`python -m experiments.suggest_kappa` measures a kappa"
+            )
+
+    def _foresee(self, progress: "Progress") -> None:
+        """Says once, a quarter of the way, that kappa looks out of reach."""
+        config, state = self.run_.config.beta, self.state.beta_state
+        waiting = np.asarray(state.initial_phase).reshape(-1)
+        if not waiting.any():
+            return
+        averages = np.asarray(state.constraint_average).reshape(-1)
+        self.constraints.append((self.step, float(averages[waiting].max())))
+        quarter = config.max_initial_steps / 4
+        if not self.step - self.run_.config.train.log_every < quarter <= self.step:
+            return
+        steps, seen = zip(*self.constraints, strict=True)
+        forecast = kappa.steps_to_reach(steps, seen, config.kappa**2)
+        if forecast > config.max_initial_steps:
+            pace = f"that takes {forecast:.0f} steps at this pace"
+            progress.note(
+                f"kappa^2 = {config.kappa**2:g} looks out of reach: C_hat is "
+                f"{seen[-1]:.3g} after {self.step} steps, "
+                f"{'and no longer falls' if forecast == math.inf else pace}; the run "
+                f"gives up at step {config.max_initial_steps}"
             )
 
     def save(self) -> None:

@@ -335,3 +335,66 @@ def test_images_of_tensorflow_datasets(monkeypatch):
     one_line(error, "absent, train", "no such data set")
     with pytest.raises(DataError, match="words: its examples have no image"):
         custom.read_tfds("words")
+
+
+# --- The config ----------------------------------------------------------------------
+
+TINY = {
+    "model.hidden": "8",
+    "model.prior_hidden": "8",
+    "objective.num_samples": "2",
+    "beta.kappa": "5.0",
+    "train.num_steps": "2",
+    "train.log_every": "1",
+    "train.batch_size": "8",
+    "train.eval_every": "2",
+    "train.checkpoint_every": "2",
+    "train.snapshot_steps": "2",
+    "graph.num_nodes": "24",
+    "graph.num_neighbours": "5",
+}
+
+
+def config_of(path, **more):
+    from experiments import cli
+
+    overrides = TINY | {"data.path": str(path)} | more
+    return cli.load_config("custom", list(overrides.items()))
+
+
+@pytest.mark.slow
+@pytest.mark.optax
+@pytest.mark.parametrize("kind", ["rows", "grey", "colour", "labels"])
+def test_the_config_trains_on_rows_and_images(kind, rows, tmp_path):
+    from experiments import figures, runs
+    from vhp_jax import networks
+
+    more = {}
+    path = tmp_path / "rows.npy"
+    if kind == "rows":
+        np.save(path, rows)
+    else:
+        path = tmp_path / "pictures"
+        mode = "RGB" if kind == "colour" else "L"
+        more = {"data.colour": str(kind == "colour").lower()}
+        for folder in ("a", "b") if kind == "labels" else (".",):
+            write_images(path / folder, [(4, 5)] * 20, mode)
+    config = config_of(path, **more)
+    assert runs.train(config, tmp_path / "run")["completed"]
+    restored = runs.restore(tmp_path / "run")
+    run = restored.run
+    decoder = run.experiment.model.decoder
+    wanted = networks.GaussianDecoder if kind == "rows" else networks.BernoulliDecoder
+    assert isinstance(decoder, wanted)
+    assert (tmp_path / "run" / "figures" / "samples.png").exists()
+    pairs = [(0, 1)] if kind == "labels" else figures.default_pairs(run)
+    figures.Interpolation(run, restored.first(), pairs, seed=0)
+
+
+def test_a_kappa_that_is_not_given_is_asked_for(rows, tmp_path):
+    from experiments import build, cli
+
+    np.save(tmp_path / "x.npy", rows)
+    with pytest.raises(cli.UserError) as error:
+        build.build(config_of(tmp_path / "x.npy", **{"beta.kappa": "0"}))
+    one_line(error, "config.beta.kappa is not given", "experiments.suggest_kappa")

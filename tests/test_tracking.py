@@ -79,3 +79,24 @@ def test_a_run_writes_its_metrics_and_figures_only_when_asked(tmp_path):
             assert value == pytest.approx(line["loss"], rel=1e-6)
     assert ("validation/distortion", 2) in found
     assert found["history", 2] == "image"
+
+
+@pytest.mark.slow
+@pytest.mark.optax
+def test_a_kappa_out_of_reach_is_foreseen(tmp_path, capsys):
+    slow = {
+        "beta.kappa": "1e-4",
+        "train.num_steps": "16",
+        "train.learning_rate": "1e-9",
+    }
+    slow |= {"beta.max_initial_steps": "12", "train.eval_every": "16"}
+    slow |= {"train.checkpoint_every": "16", "train.snapshot_steps": "16"}
+    config = cli.load_config("pendulum", list((TINY | slow).items()))
+    with pytest.raises(cli.UserError, match="not reached in 12 steps"):
+        runs.train(config, tmp_path)
+    said = capsys.readouterr().out
+    assert said.count("looks out of reach") == 0  # three lines are too few to judge by
+    config.beta.max_initial_steps = 16
+    with pytest.raises(cli.UserError, match="not reached in 16 steps"):
+        runs.train(config, tmp_path / "longer")
+    assert capsys.readouterr().out.count("kappa^2 = 1e-08 looks out of reach") == 1

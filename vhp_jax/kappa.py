@@ -75,7 +75,8 @@ class KappaSuggestion:
 
     Attributes:
       kappa: recommended, two significant digits.
-      reached: least error on the examples held out, reconstruction alone.
+      reached: least error on the examples held out.
+      blind: their error about the mean example, which needs no latents.
       margin: of kappa over `reached`.
       reasoning: in words, a sentence or two.
       alternatives: smaller and larger kappas.
@@ -86,6 +87,7 @@ class KappaSuggestion:
 
     kappa: float
     reached: float
+    blind: float
     margin: float
     reasoning: str
     alternatives: tuple[Alternative, ...]
@@ -200,12 +202,15 @@ def suggest_kappa(
         curve.append(run.probe(measure or objective, state))
 
     reached = min(probe.error for probe in [*probes, *curve])
-    kappa = float(f"{margin * reached:.2g}")
+    middle = np.mean(examples, axis=0, dtype=np.float64)
+    blind = math.sqrt(np.mean(np.square(held_out - middle[None])))
+    kappa = choose(reached, blind, margin)
     return KappaSuggestion(
         kappa,
         reached,
+        blind,
         margin,
-        _reasoning(kappa, reached, margin, probes, curve),
+        _reasoning(kappa, reached, blind, margin, probes, curve),
         tuple(_alternatives(kappa, reached, curve)),
         tuple(probes + curve),
         taken,
@@ -301,9 +306,28 @@ class _Run(NamedTuple):
         )
 
 
+def choose(reached: float, blind: float, margin: float = MARGIN) -> float:
+    """Kappa from the error that is reached and the one about the mean example.
+
+    `margin` times the error that is reached; but where that would ask for little of
+    what the latents can explain, the value that asks for half of it in squared error.
+
+    Args:
+      reached: least error on examples held out.
+      blind: their error about the mean example.
+      margin: of kappa over `reached`.
+
+    Returns:
+      Kappa, two significant digits.
+    """
+    half = math.sqrt((reached**2 + max(blind, reached) ** 2) / 2.0)
+    return float(f"{max(min(margin * reached, half), 1.02 * reached):.2g}")
+
+
 def _reasoning(
     kappa: float,
     reached: float,
+    blind: float,
     margin: float,
     probes: Sequence[Probe],
     curve: Sequence[Probe],
@@ -317,11 +341,13 @@ def _reasoning(
         if settled < 0.8 * probes[-1].step
         else "and was still falling: a longer run may want a smaller kappa"
     )
+    rule = f"{margin:g} times that, so that the constraint can be met"
+    if kappa < 0.97 * margin * reached:
+        rule = "where half of what the latents can explain is explained"
     return (
-        f"reconstruction alone reached an error of {reached:.3g} on examples held out, "
-        f"{going_on}; kappa is {margin:g} times that, so that the constraint can be "
-        f"met; at beta = 1 the error in training was {at_one:.3g}, so that this kappa "
-        f"{pressed}"
+        f"reconstruction alone reached an error of {reached:.3g} on examples held out "
+        f"(the mean example has {blind:.3g}), {going_on}; kappa is {rule}; at beta = 1 "
+        f"the error in training was {at_one:.3g}, so that this kappa {pressed}"
     )
 
 

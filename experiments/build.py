@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -20,6 +21,7 @@ from vhp_jax.data import (
     chairs,
     chairs_synthetic,
     cmu_mocap,
+    custom,
     faces,
     fashion_mnist,
     mnist,
@@ -62,6 +64,7 @@ NETWORK_KEYS = {
     "gated_mlp": ("hidden", "prior_hidden", "log_scale_range"),
     "gated_conv": ("strides", "prior_hidden", "log_scale_range"),
     "conv": ("channels", "dense", "prior_hidden", "log_scale_range"),
+    "fitting_mlp": ("hidden", "initialisation", "prior_hidden", "log_scale_range"),
 }
 
 
@@ -133,6 +136,11 @@ def check(config: ConfigDict) -> None:
             raise UserError(
                 f"config.model.log_scale_range wants LOW,HIGH, got {limits}"
             )
+    if config.data.name == "custom" and config.beta.kappa == 0.0:
+        raise UserError(
+            "config.beta.kappa is not given: `python -m experiments.suggest_kappa "
+            f"--config=custom --config.data.path={config.data.path}` measures one"
+        )
     values: dict[str, Any] = dict(flatten(config))
     for name in sorted(POSITIVE & values.keys()):
         value = values[name]
@@ -198,6 +206,7 @@ def build_data(config: ConfigDict) -> Dataset:
         "faces": faces.load,
         "chairs": chairs.load,
         "chairs_synthetic": chairs_synthetic.load,
+        "custom": custom.load,
     }
     load = choose("data.name", config.name, loaders)
     options = {key: value for key, value in config.items() if key != "name"}
@@ -245,6 +254,7 @@ def build_model(config: ConfigDict, dataset: Dataset) -> VAE:
         "gated_mlp": gated_mlp,
         "gated_conv": gated_conv,
         "conv": conv,
+        "fitting_mlp": gated_mlp if dataset.statistics is None else relu_mlp,
     }
     built = choose("model.network", config.network, makers)(config, shape)
     prior_makers: dict[str, Callable[[], priors.Prior]] = {
@@ -390,6 +400,16 @@ def build_init(
         scale = config.encoder_head_scale
         return networks.start_principal(params, key, components, scale)
 
+    def fitting(params: Params, key: PRNGKey) -> Params:
+        """Of `fitting_mlp`: principal, the latents with a scale of one."""
+        if dataset.statistics is None:
+            return params
+        components = networks.principal_components(examples, config.latent_dim)
+        if np.shape(components.directions)[1] < config.latent_dim:
+            return centred(params, key)
+        scale = config.encoder_head_scale / networks.leading_scale(examples, components)
+        return networks.start_principal(params, key, components, scale)
+
     def centred(params: Params, key: PRNGKey) -> Params:
         del key
         flat = examples.reshape(len(examples), -1)
@@ -406,6 +426,7 @@ def build_init(
     choices: dict[str, Callable[[Params, PRNGKey], Params]] = {
         "principal": principal,
         "centred": centred,
+        "fitting": fitting,
         "random": lambda params, key: params,
     }
     starts = [choose("model.start", config.get("start", "random"), choices)]

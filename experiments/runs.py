@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import vhp_jax
-from experiments import build, cli
-from vhp_jax import evaluation, training
+from experiments import build, cli, tracking
+from vhp_jax import evaluation, kappa, sharing, training
 from vhp_jax.checkpoints import Checkpointer, CheckpointError
 from vhp_jax.training import StepMetrics, TrainState
 from vhp_jax.types import Params, PyTree
@@ -44,6 +44,7 @@ class WorkDir:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
+        self._events: tracking.Events | None = None
 
     def __enter__(self) -> "WorkDir":
         try:
@@ -67,7 +68,18 @@ class WorkDir:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._events is not None:
+            self._events.close()
         self._lock.close()  # the kernel drops the lock, also on SIGKILL
+
+    def track(self, step: int) -> None:
+        """From now on also writes TensorBoard events, those after `step` anew."""
+        self._events = tracking.Events(self.path / "tensorboard", step)
+
+    def track_figures(self, step: int) -> None:
+        """Puts the figures among the events, where there are any."""
+        if self._events is not None:
+            self._events.add_figures(self.path / "figures", step)
 
     def claim(self, config: ConfigDict) -> None:
         """Writes config.json, or refuses a directory that holds another config."""
@@ -95,6 +107,8 @@ class WorkDir:
         """Adds lines to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
+        if self._events is not None:
+            self._events.add(lines)
 
     def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
         """Drops the lines after `step`, which will be computed again."""
@@ -277,19 +291,26 @@ class Restored(NamedTuple):
 
 
 def restore(workdir: str | os.PathLike[str]) -> Restored:
-    """Rebuilds a run and its newest whole checkpoint.
+    """Rebuilds a run and its newest whole checkpoint, or the model of an export.
 
     Raises:
       UserError: there is no run or no checkpoint in `workdir`.
+      ExportError: it holds an export that is not whole.
     """
     path = Path(workdir)
     config = read_json(path / "config.json")
+    if sharing.is_export(path) and "estimator" in config:
+        raise cli.UserError(
+            f"{path} was saved by VHP.save and knows no data set: VHP.load reads it"
+        )
     try:
         run = Run(ConfigDict(config))
     except (AttributeError, KeyError, TypeError) as error:
         raise cli.UserError(
             f"{path / 'config.json'} is not a config of this version: {error}"
         ) from None
+    if sharing.is_export(path):
+        return _from_export(path, run)
     like = jax.eval_shape(run.initial_state)
     with Checkpointer(path / "checkpoints") as checkpointer:
         newest = checkpointer.restore_latest(like)
@@ -298,6 +319,25 @@ def restore(workdir: str | os.PathLike[str]) -> Restored:
     step, state = newest
     check_statistics(path, run, state)
     return Restored(run, state, *evaluated(path, run.config, step, state))
+
+
+def _from_export(path: Path, run: Run) -> Restored:
+    """The model of an exported run in the place of its newest state."""
+    shared = sharing.read(path)
+    if len(run.seeds) > 1:
+        run.seeds = [int(shared.facts["seed"])]
+    if sharing.describe(shared.model) != sharing.describe(run.experiment.model):
+        raise cli.UserError(
+            f"{path}: the networks of {sharing.MODEL} are not those of config.json"
+        )
+    step = int(shared.facts["steps"])
+    params = jax.tree.map(jnp.asarray, shared.params)
+    statistics = dict(shared.statistics) or None
+    state = run.initial_state().replace(
+        step=jnp.asarray(step, jnp.int32), params=params, statistics=statistics
+    )
+    check_statistics(path, run, state)
+    return Restored(run, state, params, step)
 
 
 def opened(workdir: str | None) -> Restored:
@@ -372,6 +412,7 @@ def train(
     config: ConfigDict,
     workdir: str | os.PathLike[str],
     max_minutes: float = math.inf,
+    tensorboard: bool = False,
 ) -> dict[str, Any] | None:
     """Trains, or goes on training, in `workdir`.
 
@@ -379,6 +420,7 @@ def train(
       config: the resolved config.
       workdir: directory of the run.
       max_minutes: stop cleanly with a checkpoint after this long.
+      tensorboard: whether metrics and figures are also written as TensorBoard events.
 
     Returns:
       The summary, or None if `max_minutes` ran out first.
@@ -399,6 +441,8 @@ def train(
             return summary
         with Checkpointer(directory.path / "checkpoints") as checkpointer:
             trainer = _Trainer(run, directory, checkpointer, start)
+            if tensorboard:
+                directory.track(trainer.step)
             finished = trainer.run(stop, start + 60.0 * max_minutes)
         if stop.signum is not None:
             raise cli.InterruptedRunError(stop.signum)
@@ -435,6 +479,7 @@ class _Trainer:
         self.start = start
         self.earlier_seconds = 0.0
         self.smallest_constraint = np.full(len(run.seeds), math.inf)
+        self.constraints: list[tuple[int, float]] = []  # of the initial phase
         self.saved_step: int | None = None
         self.state = self._resume_or_start()
         self.loop = run.train_loop()
@@ -520,6 +565,7 @@ class _Trainer:
                 lines = self._log(metrics, length, time.monotonic() - began)
                 progress.update(self.step, lines[0])
                 self._check_constraint(metrics)
+                self._foresee(progress)
                 if self.step in config.snapshot_steps:
                     self.snapshot()
                 if self.step % config.eval_every == 0:
@@ -606,7 +652,30 @@ class _Trainer:
                 f"kappa^2 = {config.kappa**2:g} not reached in {self.step} steps (seed "
                 f"{self.run_.seeds[member]}): the smallest C_hat was {smallest:.3g}; "
                 f"try kappa >= {1.1 * math.sqrt(smallest):.2g}, a smaller "
-                "beta.init, wider networks, or more steps (beta.max_initial_steps)"
+                "beta.init, wider networks, or more steps (beta.max_initial_steps); "
+                "`python -m experiments.suggest_kappa` measures a kappa"
+            )
+
+    def _foresee(self, progress: "Progress") -> None:
+        """Says once, a quarter of the way, that kappa looks out of reach."""
+        config, state = self.run_.config.beta, self.state.beta_state
+        waiting = np.asarray(state.initial_phase).reshape(-1)
+        if not waiting.any():
+            return
+        averages = np.asarray(state.constraint_average).reshape(-1)
+        self.constraints.append((self.step, float(averages[waiting].max())))
+        quarter = config.max_initial_steps / 4
+        if not self.step - self.run_.config.train.log_every < quarter <= self.step:
+            return
+        steps, seen = zip(*self.constraints, strict=True)
+        forecast = kappa.steps_to_reach(steps, seen, config.kappa**2)
+        if forecast > config.max_initial_steps:
+            pace = f"that takes {forecast:.0f} steps at this pace"
+            progress.note(
+                f"kappa^2 = {config.kappa**2:g} looks out of reach: C_hat is "
+                f"{seen[-1]:.3g} after {self.step} steps, "
+                f"{'and no longer falls' if forecast == math.inf else pace}; the run "
+                f"gives up at step {config.max_initial_steps}"
             )
 
     def save(self) -> None:
@@ -700,6 +769,7 @@ class _Trainer:
         params, _ = evaluated(path, config, self.step, self.state)
         for name, figure in figures.training_figures(self.run_, self.directory, params):
             figures.save(figure, path / "figures" / f"{name}.png")
+        self.directory.track_figures(self.step)
         lines = self.directory.metrics()
         seconds = self.seconds()
         num_parameters = sum(

@@ -21,13 +21,17 @@ flags.DEFINE_string("workdir", None, "Directory of the run; runs/CONFIG if not g
 flags.DEFINE_float(
     "max_minutes", math.inf, "Stop cleanly with a checkpoint after so many minutes."
 )
+flags.DEFINE_bool(
+    "tensorboard", False, "Also write TensorBoard events into DIR/tensorboard."
+)
 
 
 def main(config: ConfigDict) -> None:
     """Trains as the flags say."""
     if not FLAGS.max_minutes > 0:
         raise cli.UsageError(f"--max_minutes must be positive, got {FLAGS.max_minutes}")
-    runs.train(config, FLAGS.workdir or f"runs/{FLAGS.config}", FLAGS.max_minutes)
+    workdir = FLAGS.workdir or f"runs/{FLAGS.config}"
+    runs.train(config, workdir, FLAGS.max_minutes, FLAGS.tensorboard)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,32 @@ class Images:
         return plotting.plot_strips(clipped, jumps)
 
 
+class Colours(Images):
+    """Colour images, [N, H, W, C] drawn by their brightness, [N, H, W]."""
+
+    def __init__(self, height: int, width: int, channels: int):
+        super().__init__(height, width)
+        self._channels = channels
+
+    def frames(self, flat: np.ndarray) -> np.ndarray:
+        """Mean of the channels."""
+        pixels = np.asarray(flat).reshape(-1, self._channels)
+        return super().frames(pixels.mean(axis=1))
+
+
+class Rows(Images):
+    """Rows of standardised numbers as bar codes, 3 deviations below 0 to 3 above."""
+
+    def __init__(self, width: int):
+        super().__init__(max(1, width // 4), width)
+
+    def frames(self, flat: np.ndarray) -> np.ndarray:
+        """Each row as high as a quarter of its width."""
+        height, width = self._size
+        rows = np.asarray(flat).reshape(-1, 1, width) / 6.0 + 0.5
+        return np.repeat(rows, height, axis=1)
+
+
 class Bodies:
     """Stick figures, [N, P, 3]."""
 
@@ -79,5 +105,10 @@ def view(dataset: Dataset) -> View:
     """The view that fits a data set."""
     if dataset.motion is not None:
         return Bodies(dataset.motion)
-    height, width, *_ = dataset.train.examples.shape[1:]
+    shape = dataset.train.examples.shape[1:]
+    if len(shape) == 1:
+        return Rows(*shape)
+    height, width, *channels = shape
+    if channels and channels[0] > 1:
+        return Colours(height, width, channels[0])
     return Images(height, width)

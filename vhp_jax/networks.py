@@ -442,6 +442,12 @@ def principal_components(examples: np.ndarray, num: int) -> PrincipalComponents:
     return PrincipalComponents(mean.astype(np.float32), directions.astype(np.float32))
 
 
+def leading_scale(examples: np.ndarray, components: PrincipalComponents) -> float:
+    """Standard deviation of examples [N, *example] along the first direction."""
+    flat = examples.reshape(len(examples), -1) - np.asarray(components.mean)
+    return max(float((flat @ np.asarray(components.directions)[:, 0]).std()), 1e-6)
+
+
 def start_principal(
     params: Params, key: PRNGKey, components: PrincipalComponents, scale: float
 ) -> Params:

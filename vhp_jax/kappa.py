@@ -202,8 +202,8 @@ def suggest_kappa(
         curve.append(run.probe(measure or objective, state))
 
     reached = min(probe.error for probe in [*probes, *curve])
-    middle = np.mean(examples, axis=0, dtype=np.float64)
-    blind = math.sqrt(np.mean(np.square(held_out - middle[None])))
+    middle = examples.mean(axis=0, keepdims=True, dtype=np.float64)
+    blind = math.sqrt(np.mean(np.square(held_out - middle)))
     kappa = choose(reached, blind, margin)
     return KappaSuggestion(
         kappa,

@@ -225,12 +225,7 @@ class Run:
         arguments = step, batch_size, experiment.draw_batch
         if self.config.train.stream_data:
             return training.make_streamed_loop(*arguments)
-        on_cpu = jax.default_backend() == "cpu"
-        if (
-            on_cpu
-            and self.config.model.network in ("gated_conv", "conv")
-            and len(self.seeds) == 1
-        ):
+        if takes_steps_alone(self.config) and len(self.seeds) == 1:
             return training.make_stepwise_loop(*arguments)
         loop = training.make_train_loop(*arguments)
         return training.jit_train_loop(loop, num_seeds=len(self.seeds))
@@ -267,6 +262,12 @@ class Run:
         else:
             for index in range(len(self.seeds)):
                 yield jax.tree.map(lambda leaf, i=index: leaf[i], tree)
+
+
+def takes_steps_alone(config: ConfigDict) -> bool:
+    """Whether a scan over steps would be slow: convolutions on a CPU."""
+    convolutions = config.model.network in ("gated_conv", "conv")
+    return convolutions and jax.default_backend() == "cpu"
 
 
 class Restored(NamedTuple):

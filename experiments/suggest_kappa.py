@@ -35,9 +35,7 @@ def main(config: ConfigDict) -> None:
             f"mse_mean, got {config.objective.constraint!r}"
         )
     given = config.beta.kappa
-    config.beta.kappa = (
-        given or 1.0
-    )  # 0 where none is given; nothing here depends on it
+    config.beta.kappa = given or 1.0  # 0: none is given; nothing depends on it here
     experiment = build.build(config)
     dataset = experiment.dataset
     workdir = Path(FLAGS.workdir or f"runs/{FLAGS.config}")
@@ -56,8 +54,7 @@ def main(config: ConfigDict) -> None:
         margin=FLAGS.margin,
         draw_batch=experiment.draw_batch,
         measure=experiment.objective,
-        stepwise=jax.default_backend() == "cpu"
-        and config.model.network == "gated_conv",
+        stepwise=runs.takes_steps_alone(config),
     )
     print(found.table())
     print(f"kappa = {found.kappa:g}: {found.reasoning}")

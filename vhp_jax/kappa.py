@@ -202,7 +202,7 @@ def suggest_kappa(
         curve.append(run.probe(measure or objective, state))
 
     reached = min(probe.error for probe in [*probes, *curve])
-    middle = np.mean(examples, axis=0, dtype=np.float64)
+    middle = np.asarray(np.mean(examples, axis=0, dtype=np.float64))
     blind = math.sqrt(np.mean(np.square(held_out - middle[None])))
     kappa = choose(reached, blind, margin)
     return KappaSuggestion(

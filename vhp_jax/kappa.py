@@ -297,7 +297,7 @@ class _Run(NamedTuple):
             for part in self.measured
         )
         return Probe(
-            float(state.beta_state.beta),
+            float(f"{float(state.beta_state.beta):.6g}"),  # a float32
             int(state.step),
             math.sqrt(max(held_out.constraint, 0.0)),
             math.sqrt(max(seen.constraint, 0.0)),

@@ -202,8 +202,8 @@ def suggest_kappa(
         curve.append(run.probe(measure or objective, state))
 
     reached = min(probe.error for probe in [*probes, *curve])
-    middle = examples.mean(axis=0, keepdims=True, dtype=np.float64)
-    blind = math.sqrt(np.mean(np.square(held_out - middle)))
+    middle = np.asarray(np.mean(examples, axis=0, dtype=np.float64))
+    blind = math.sqrt(np.mean(np.square(held_out - middle[None])))
     kappa = choose(reached, blind, margin)
     return KappaSuggestion(
         kappa,
@@ -297,7 +297,7 @@ class _Run(NamedTuple):
             for part in self.measured
         )
         return Probe(
-            float(state.beta_state.beta),
+            float(f"{float(state.beta_state.beta):.6g}"),  # a float32
             int(state.step),
             math.sqrt(max(held_out.constraint, 0.0)),
             math.sqrt(max(seen.constraint, 0.0)),

@@ -86,8 +86,8 @@ def checked(place: object, values: Any, least: int = 2) -> np.ndarray:
             at = tuple(int(i) for i in np.argwhere(bad)[0])
             column = at[1] if len(at) == 2 else at[1:]
             raise DataError(
-                f"{place}: example {at[0]}, column {column} is {array[at]}, wanted "
-                f"finite values up to {HUGE:g}"
+                f"{place}: example {at[0]}, column {column} is {array[at]}, wanted no "
+                f"NaN, no infinity and nothing beyond {HUGE:g}"
             )
     return array
 

@@ -96,7 +96,7 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         num_samples: int = 16,
         batch_size: int = 128,
         learning_rate: float = 5e-4,
-        max_steps: int = 8_000,
+        max_steps: int = 6_000,
         nu: float | str = "auto",
         tau: float = 3.0,
         beta_init: float = 0.05,

@@ -1,8 +1,9 @@
 """Human motion, IWAE with 32 importance samples (Sec. 4.2).
 
 Command:   python -m experiments.train --config=cmu_iwae
-Hardware:  TODO
-Expected:  TODO
+Hardware:  one CPU core, 12 to 19 minutes
+Expected:  smoothness 0.24 degrees per squared step, neighbours 0.996, squared
+           discrepancy of the prior 0.020 (results/motion.md)
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,9 @@
 """Human motion, VampPrior with 64 pseudo-inputs (Sec. 4.2).
 
 Command:   python -m experiments.train --config=cmu_vamp
-Hardware:  TODO
-Expected:  TODO
+Hardware:  one CPU core, 2 to 3 minutes
+Expected:  smoothness 0.23 degrees per squared step, neighbours 0.996, squared
+           discrepancy of the prior 0.025 (results/motion.md)
 """
 
 from ml_collections import ConfigDict

@@ -321,7 +321,8 @@ def read_tfds(name: str, split: str = "train") -> np.ndarray:
 
 def _read_npy(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: {_numpy_fault(path, error)}") from None
     if not isinstance(array, np.ndarray):
@@ -334,7 +335,8 @@ def _read_npz(path: Path, key: str) -> np.ndarray:
     import zlib
 
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here: where np.load fails it does not close what it has opened.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if not hasattr(arrays, "files"):
                 raise DataError(f"{path}: this is one NumPy array, wanted .npz")
             names = list(arrays.files)

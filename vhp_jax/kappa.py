@@ -236,7 +236,7 @@ def steps_to_reach(
     """
     recent = len(steps) // 2
     x, y = np.log(steps[recent:]), np.log(np.maximum(constraints[recent:], 1e-30))
-    if len(x) < 2 or y[-1] <= math.log(kappa_squared):
+    if len(steps) < 4 or y[-1] <= math.log(kappa_squared):
         return float(steps[-1])
     slope, level = np.polyfit(x, y, 1)
     if slope >= 0.0:

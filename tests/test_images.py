@@ -347,9 +347,11 @@ IMAGE_CONFIGS = [n for n in cli.config_names() if not n.startswith(OTHERS)]
 
 @pytest.mark.parametrize("name", IMAGE_CONFIGS)
 def test_every_image_config_builds_as_it_stands(name):
-    images = Split(np.zeros((200, 28, 28, 1), np.float32), np.zeros(200, np.int64))
-    dataset = Dataset("made", "label", "made", images, images, images, dynamic=True)
     config = cli.load_config(name)
+    side = 64 if config.model.network == "conv" else 28
+    examples = np.zeros((200, side, side, 1), np.float32)
+    images = Split(examples, np.zeros(200, np.int64))
+    dataset = Dataset("made", "label", "made", images, images, images, dynamic=True)
     experiment = build.build(config, dataset)
     params = jax.eval_shape(experiment.init_params, jax.random.key(0))
     wanted = {"static_mnist_mlp": 40}.get(name, 32)

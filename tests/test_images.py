@@ -357,9 +357,9 @@ def test_every_image_config_builds_as_it_stands(name):
     wanted = {"static_mnist_mlp": 40}.get(name, 32)
     z = jax.ShapeDtypeStruct((7, wanted), jnp.float32)
     decoded = jax.eval_shape(experiment.model.decode, params, z)
-    assert decoded.logits.shape == (7, 784)
+    assert decoded.logits.shape == (7, side**2)
     assert experiment.model.latent_dim == wanted
-    kappa = {"fashion_mnist": 0.31}.get(name, 0.18)
+    kappa = {"fashion_mnist": 0.31}.get(name, 0.18 if side == 28 else 0.2)
     assert (config.beta.kappa, config.beta.nu) == (kappa, 1.0)
     assert config.objective.num_samples == 16
 

@@ -156,6 +156,12 @@ def check(config: ConfigDict) -> None:
                     f"config.{name} must be positive{' and even' if pairs else ''}, "
                     f"got {width}"
                 )
+    ends = config.graph.start_targets, config.graph.end_targets
+    if not len(ends[0]) == len(ends[1]) > 0:
+        raise UserError(
+            "config.graph wants as many start_targets as end_targets, and some, got "
+            f"{ends[0]} and {ends[1]}"
+        )
     intervals = {
         "num_steps": train.num_steps,
         "eval_every": train.eval_every,

@@ -224,7 +224,9 @@ class Interpolation:
         return self._decode(graph.resample_path(self.paths[number].points, num))
 
     def panel(self, title: str) -> plotting.GraphPanel:
-        """The graph with its paths, for Figs. 3 and 6."""
+        """The graph with its paths, for Figs. 3 and 6; bridges are told."""
+        if self.num_bridges:
+            title += f" ({self.num_bridges} bridge{'s'[: self.num_bridges - 1]})"
         return plotting.GraphPanel(
             title,
             self.graph.nodes,
@@ -266,11 +268,6 @@ def default_pairs(run: runs.Run) -> list[tuple[int, int]]:
             raise ValueError(f"no test example has the label {target}")
         return int(found[int(share * len(found))])
 
-    if len(config.start_targets) != len(config.end_targets):
-        raise ValueError(
-            f"config.graph has {len(config.start_targets)} start_targets but "
-            f"{len(config.end_targets)} end_targets"
-        )
     ends = zip(config.start_targets, config.end_targets, strict=True)
     return [(nearest(start, 0.25), nearest(end, 0.75)) for start, end in ends]
 

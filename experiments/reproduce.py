@@ -355,15 +355,19 @@ def fig8() -> dict[str, Figure]:
     """Smoothness factor of each joint, mean and deviation over all paths and seeds."""
     resampled, raw, joints = {}, {}, []
     for name in MOTION_ROWS:
-        row = MOTION.named(name)
+        row, first = MOTION.named(name), completed(MOTION, name)
+        seeds = [
+            int(path.name.removeprefix("seed_")) for path in first.parent.iterdir()
+        ]
         found = [
             measured(MOTION, row, seed, math.inf)
-            for seed in range(1, MOTION.num_seeds + 1)
+            for seed in sorted(seeds)
             if is_complete(folder(MOTION, row, seed))
         ]
         joints = found[0]["joints"]
-        resampled[name] = pooled(found)
-        raw[name] = pooled([result["raw"] for result in found])
+        title = f"{name} ({len(found)} seed{'s'[: len(found) - 1]})"
+        resampled[title] = pooled(found)
+        raw[title] = pooled([result["raw"] for result in found])
     unit = "degrees / step²"
     return {
         "fig8_smoothness": plotting.plot_smoothness(resampled, joints, unit),

@@ -390,11 +390,13 @@ def check_statistics(path: Path, run: Run, state: TrainState) -> None:
         return
     kept = next(run.members(state.statistics))
     for name, array in (run.experiment.dataset.statistics or {}).items():
-        if not np.allclose(kept[name], array, rtol=1e-4, atol=1e-6):
-            index = int(np.argmax(np.abs(np.asarray(kept[name]) - array)))
+        seen, wanted = np.ravel(array), np.ravel(kept[name])
+        far = ~np.isclose(seen, wanted, rtol=1e-4, atol=1e-6)
+        if far.any():
+            index = int(np.argmax(far))
             raise cli.UserError(
-                f"{path}: {name} of feature {index} was {kept[name][index]:.6g} in the "
-                f"data it was trained on, here it is {array[index]:.6g}; wanted the "
+                f"{path}: {name} of feature {index} was {wanted[index]:.6g} in the "
+                f"data it was trained on, here it is {seen[index]:.6g}; wanted the "
                 "same files"
             )
 

@@ -566,6 +566,17 @@ def test_neighbour_accuracy_breaks_a_tie_by_the_nearest():
     with_tie = neighbour_accuracy(points, labels, 2)
     labels[[1, 2]] = 0, 1
     assert with_tie - neighbour_accuracy(points, labels, 2) > 0.0
+    # Two votes each of five: the nearest voter's label wins, not the nearer on average.
+    voters = np.array([1.0, 2.0, 3.0, 4.0, 5.0])[:, None], np.array([7, 8, 8, 9, 7])
+    assert (
+        neighbour_accuracy(np.zeros((1, 1)), [7], 5, reference=voters_and(voters)) == 1
+    )
+
+
+def voters_and(voters):
+    """Voters and one more far away: fewer than all of them vote."""
+    points, labels = voters
+    return np.append(points, [[99.0]], axis=0), np.append(labels, 1)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3])

@@ -209,6 +209,7 @@ def test_default_pairs_want_labels_that_there_are():
     run.config.graph.start_targets, run.config.graph.end_targets = (9,), (0,)
     with pytest.raises(ValueError, match="no test example has the label 9"):
         figures.default_pairs(run)
-    run.config.graph.end_targets = (0, 1)
-    with pytest.raises(ValueError, match="1 start_targets but 2 end_targets"):
-        figures.default_pairs(run)
+    with pytest.raises(cli.UserError, match=r"got \(9,\) and \(0, 1\)"):
+        build.build(load(graph__start_targets="9", graph__end_targets="0,1"))
+    with pytest.raises(cli.UserError, match=r"and some, got \(\) and \(\)"):
+        build.build(load(graph__start_targets="", graph__end_targets=""))

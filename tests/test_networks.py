@@ -469,6 +469,13 @@ def test_conv_decoder_is_the_reverse_of_its_encoder_layer_by_layer():
     np.testing.assert_allclose(logits, y.reshape(2, 3, 64), rtol=1e-4, atol=1e-5)
 
 
+def test_conv_decoder_starts_with_logits_as_large_as_its_input():
+    decoder, z = ConvDecoder((32, 32, 1)), random((64, 32))
+    logits = decoder.apply(decoder.init(jax.random.key(0), z), z).logits
+    # He's initialisation keeps the mean square; the last layer has no ReLU after it.
+    assert 0.3 < float(jnp.sqrt(jnp.mean(jnp.square(logits)) / 2.0)) < 3.0
+
+
 def test_table_3_face_networks_meet_at_96_by_4_by_4():
     images = jnp.zeros((1, 64, 64, 1))
     encoder = jax.eval_shape(ConvEncoder(32).init, jax.random.key(0), images)

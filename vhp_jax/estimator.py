@@ -283,6 +283,7 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         state = training.init_state(key, start, optimizers, scheme)
         data = jnp.asarray(examples)
         limit = self.max_initial_steps or max(1, self.max_steps // 2)
+        limit = min(limit, self.max_steps)
         columns: list[dict[str, float]] = []
         done, told = 0, False
         while done < self.max_steps:
@@ -308,6 +309,13 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                         f"least error was {least:.3g}; try kappa={1.1 * least:.2g}, "
                         'kappa="auto", wider hidden, or more max_initial_steps'
                     )
+                if done >= self.max_steps:
+                    self._say(
+                        1,
+                        f"the suggested kappa = {self.kappa_:g} was not reached in "
+                        f"{done} steps: beta stayed at {self.beta_init:g}",
+                    )
+                    break
                 self.kappa_ = float(f"{RELAXATION * least:.2g}")
                 self._say(
                     1,

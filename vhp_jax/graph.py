@@ -161,18 +161,21 @@ def bridge_components(graph: LatentGraph) -> LatentGraph:
     return graph
 
 
-def nearest_neighbours(points: ArrayLike, num_neighbours: int) -> NDArray[np.intp]:
-    """The points nearest to each point, itself left out; exact.
+def nearest_neighbours(
+    points: ArrayLike, num_neighbours: int, of: ArrayLike | None = None
+) -> NDArray[np.intp]:
+    """The points nearest to each point, itself left out, or to other points; exact.
 
     Args:
       points: [N, D], finite.
       num_neighbours: 1 <= num_neighbours < N.
+      of: [M, D], whose neighbours are sought; None for the points themselves.
 
     Returns:
-      int [N, num_neighbours], nearest first.
+      int [N or M, num_neighbours], nearest first.
 
     Raises:
-      ValueError: `points` is not a finite 2-d array or `num_neighbours` not in range.
+      ValueError: arrays are not finite or not 2-d, or `num_neighbours` not in range.
     """
     points = _finite_matrix("points", points)
     if not 1 <= num_neighbours < len(points):
@@ -180,7 +183,12 @@ def nearest_neighbours(points: ArrayLike, num_neighbours: int) -> NDArray[np.int
             f"num_neighbours is {num_neighbours}; wanted from 1 to {len(points) - 1}, "
             f"one less than the {len(points)} points"
         )
-    return _neighbours(cKDTree(points), num_neighbours)
+    tree = cKDTree(points)
+    if of is None:
+        return _neighbours(tree, num_neighbours)
+    wanted = _finite_matrix("of", of)
+    _, found = tree.query(wanted, k=range(1, num_neighbours + 1), workers=-1)
+    return found
 
 
 def shortest_path(graph: LatentGraph, start: ArrayLike, end: ArrayLike) -> Path:

@@ -156,8 +156,8 @@ def suggest_kappa(
         )
     if num_steps < 20:
         raise ValueError(f"num_steps must be at least 20, got {num_steps}")
-    if not margin > 0.0:
-        raise ValueError(f"margin must be positive, got {margin}")
+    if not margin > 1.0:
+        raise ValueError(f"margin must be above 1, got {margin}")
     began = time.monotonic()
 
     def late(share: float) -> bool:
@@ -318,10 +318,14 @@ def choose(reached: float, blind: float, margin: float = MARGIN) -> float:
       margin: of kappa over `reached`.
 
     Returns:
-      Kappa, two significant digits.
+      Kappa, two significant digits, rounded up: never below what is reached.
     """
     half = math.sqrt((reached**2 + max(blind, reached) ** 2) / 2.0)
-    return float(f"{max(min(margin * reached, half), 1.02 * reached):.2g}")
+    wanted = max(min(margin * reached, half), 1.02 * reached)
+    if wanted <= 0.0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(wanted)) - 1)
+    return float(f"{math.ceil(wanted / unit - 1e-9) * unit:.2g}")
 
 
 def _reasoning(

@@ -344,7 +344,7 @@ class ConvDecoder(nn.Module):
     """The layers of a `ConvEncoder` in reverse, transposed, onto logits.
 
     Attributes:
-      image_shape: (H, W, C) of an example; sides divisible by all strides.
+      image_shape: (H, W, C) of an example; sides divisible by the strides' product.
       layers: of the encoder.
       dense: width of the fully connected layer.
     """
@@ -377,8 +377,12 @@ class ConvDecoder(nn.Module):
             _, size, stride = self.layers[index]
             if index < len(self.layers) - 1:
                 x = nn.relu(x)
+            # He's, but for that an output pixel sees one in stride^2 of the kernel.
+            kernel_init = nn.initializers.variance_scaling(
+                2.0 * stride**2, "fan_in", "truncated_normal"
+            )
             x = nn.ConvTranspose(
-                taken[index], (size, size), (stride, stride), kernel_init=he
+                taken[index], (size, size), (stride, stride), kernel_init=kernel_init
             )(x)
         return Bernoulli(x.reshape(*z.shape[:-1], -1))
 

@@ -465,8 +465,10 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         ends = [np.asarray(end).reshape(1, *self.example_shape_) for end in (a, b)]
         start, end = self._encode(self._scaled(np.concatenate(ends)))
         nodes = self._draw(num_nodes, None)
-        built = graph.bridge_components(graph.build_graph(nodes, num_neighbours))
-        path = graph.shortest_path(built, start, end)
+        built = graph.build_graph(nodes, num_neighbours)
+        if (parts := len(built.component_sizes)) > 1:
+            self._say(1, f"the latent graph had {parts} parts, joined by bridges")
+        path = graph.shortest_path(graph.bridge_components(built), start, end)
         return self.inverse_transform(graph.resample_path(path.points, num))
 
     # --- Keeping ---------------------------------------------------------------------

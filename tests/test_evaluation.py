@@ -567,16 +567,10 @@ def test_neighbour_accuracy_breaks_a_tie_by_the_nearest():
     labels[[1, 2]] = 0, 1
     assert with_tie - neighbour_accuracy(points, labels, 2) > 0.0
     # Two votes each of five: the nearest voter's label wins, not the nearer on average.
-    voters = np.array([1.0, 2.0, 3.0, 4.0, 5.0])[:, None], np.array([7, 8, 8, 9, 7])
-    assert (
-        neighbour_accuracy(np.zeros((1, 1)), [7], 5, reference=voters_and(voters)) == 1
-    )
-
-
-def voters_and(voters):
-    """Voters and one more far away: fewer than all of them vote."""
-    points, labels = voters
-    return np.append(points, [[99.0]], axis=0), np.append(labels, 1)
+    voters = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 99.0])[:, None]
+    reference = voters, np.array([7, 8, 8, 9, 7, 1])
+    point = np.zeros((1, 1)), np.array([7])
+    assert neighbour_accuracy(*point, num_neighbours=5, reference=reference) == 1.0
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
@@ -591,6 +585,26 @@ def test_samples_of_one_distribution_cannot_be_told_apart(scale):
     near = compare_samples(first, second + 0.5 * scale)
     assert 0.53 < near.accuracy < 0.7
     assert score.discrepancy < near.discrepancy < apart.discrepancy
+
+
+def test_discrepancy_is_the_u_statistic_summed_pair_by_pair():
+    first, second = np.random.default_rng(2).normal(size=(2, 7, 2))
+    pooled = [*first, *second]
+    pairs = itertools.combinations(pooled, 2)
+    width = np.median([np.sum((a - b) ** 2) for a, b in pairs])
+
+    def kernel(a, b):
+        return math.exp(-np.sum((a - b) ** 2) / width)
+
+    within = sum(
+        kernel(a, b)
+        for sample in (first, second)
+        for a, b in itertools.permutations(sample, 2)
+    )
+    across = sum(kernel(a, b) for a in first for b in second)
+    expected = within / (7 * 6) - 2.0 * across / 49
+    found = compare_samples(first, second).discrepancy
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_discrepancy_is_that_of_two_normals_in_closed_form():

@@ -710,8 +710,10 @@ def test_a_run_that_is_ended_goes_on_where_it_was(makers, tmp_path, ending):
     """Whose processes end too, each with the part that it was making."""
     recipe, made = makers
     code = f"""
+import signal
 import jax.numpy as jnp
 from vhp_jax.data import cache
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
 print(jnp.ones(3).sum())  # threads and a device
 cache.load(cache.Recipe(*{tuple(recipe(seconds=1.0))!r}), {str(tmp_path)!r}, 2)
 """

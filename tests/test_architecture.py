@@ -320,12 +320,23 @@ def load(name: str):
     return cli.load_config(name)
 
 
+def unread_keys(config, workdir: Path) -> set[str]:
+    """Keys that neither training nor an interpolation reads."""
+    from experiments import figures, runs
+
+    seen: set[str] = set()
+    spy = Spy(config, seen)
+    runs.train(spy, workdir)
+    run = runs.Run(spy)
+    params = run.initial_state().params
+    figures.Interpolation(run, params, figures.default_pairs(run), seed=0)
+    return {key for key, _ in cli.flatten(config)} - seen
+
+
 @pytest.mark.slow
 @pytest.mark.optax
 def test_every_config_key_is_read(tmp_path):
     """By one short run and its interpolation, with the config replaced by a spy."""
-    from experiments import figures, runs
-
     tiny = {
         "data.num_train": "16",
         "data.num_validation": "16",
@@ -341,16 +352,9 @@ def test_every_config_key_is_read(tmp_path):
         "graph.num_nodes": "20",
         "graph.num_neighbours": "19",
     }
-    seen: set[str] = set()
     config = cli.load_config("pendulum", list(tiny.items()))
-    spy = Spy(config, seen)
-    runs.train(spy, tmp_path)
-    run = runs.Run(spy)
-    params = run.initial_state().params
-    figures.Interpolation(run, params, figures.default_pairs(run), seed=0)
     # The pseudo-inputs are another prior's.
-    unread = {key for key, _ in cli.flatten(config)} - seen
-    assert unread == {"model.num_pseudo_inputs"}
+    assert unread_keys(config, tmp_path) == {"model.num_pseudo_inputs"}
 
 
 def test_spy_notes_what_is_read_and_no_more():

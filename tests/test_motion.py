@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_architecture import Spy
+from test_architecture import unread_keys
 from test_data_mocap import tiny  # noqa: F401, a fixture
 from test_experiments import cached_programs, command, import_command
 
@@ -180,14 +180,7 @@ def test_measures_of_other_data_are_refused_in_one_line(tmp_path):
 
 
 def test_every_key_of_the_motion_config_is_read(tmp_path):
-    config, seen = load(), set()
-    spy = Spy(config, seen)
-    runs.train(spy, tmp_path)
-    run = runs.Run(spy)
-    params = run.initial_state().params
-    figures.Interpolation(run, params, figures.default_pairs(run), seed=0)
-    unread = {key for key, _ in cli.flatten(config)} - seen
-    assert unread == {"model.num_pseudo_inputs"}
+    assert unread_keys(load(), tmp_path) == {"model.num_pseudo_inputs"}
 
 
 def test_bodies_are_drawn_and_not_images():

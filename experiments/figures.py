@@ -220,8 +220,13 @@ class Interpolation:
         return views.view(experiment.dataset).frames(np.asarray(decoded))
 
     def even_frames(self, number: int, num: int) -> np.ndarray:
-        """`num` frames of a path, evenly spaced in latent space, for an animation."""
+        """`num` frames of a path, evenly spaced in latent space."""
         return self._decode(graph.resample_path(self.paths[number].points, num))
+
+    def straight_frames(self, number: int, num: int) -> np.ndarray:
+        """`num` frames of the straight line between the ends of a path."""
+        points = self.paths[number].points
+        return self._decode(np.linspace(points[0], points[-1], num))
 
     def panel(self, title: str) -> plotting.GraphPanel:
         """The graph with its paths, for Figs. 3 and 6; bridges are told."""

@@ -11,8 +11,11 @@ there. A row that is not complete stands as "not run".
 
 Targets: table1, table1_plain, ablation; table2 (the paper's networks, for a GPU),
 table2_mlp (the peers' MLP on static MNIST, for a CPU); motion (CMU movements, what the
-paper gives as Fig. 8); fig1 to fig8, fig12 to fig16, fig18 to fig21 by their numbers in
-the arXiv version, and fig10 of the later one.
+paper gives as Fig. 8); faces, chairs (for a GPU) and faces_small (for a CPU); the
+stand-ins chairs_synthetic and chairs_synthetic_small; fig1 to fig10, fig12 to fig16,
+fig18 to fig23 by their numbers in the arXiv version, and fig10_later, of the later
+one. The figures of faces and chairs are also there with the ending of their config:
+fig9_small, fig10_synthetic, fig10_synthetic_small, ...
 """
 
 import dataclasses
@@ -29,7 +32,7 @@ from matplotlib.figure import Figure
 
 from experiments import cli, figures, metrics, runs, tables, views
 from experiments.tables import TABLES, Row, Table
-from vhp_jax import evaluation, plotting
+from vhp_jax import evaluation, graph, plotting
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("target", None, "What to reproduce, see above.")
@@ -390,6 +393,24 @@ def fig19() -> dict[str, Figure]:
     return {f"fig19_strips_{i}": figure for i, figure in enumerate(drawn, start=1)}
 
 
+def shape_strips(table: Table, *numbers: int) -> list[Figure]:
+    """Paths between views: both methods along their graphs, VHP + REWO also straight.
+
+    All of as many frames, evenly spaced in latent space.
+    """
+    names = [row.name for row in table.rows]
+    found = interpolations(table, names)
+    view = views.view(restored(table, names[0]).run.experiment.dataset)
+    drawn = []
+    for number in numbers:
+        frames = {name: i.even_frames(number, 14) for name, i in found.items()}
+        straight = found[names[0]].straight_frames(number, 14)
+        frames[f"{names[0]}, straight line"] = straight
+        jumps = {name: graph.find_jumps(strip) for name, strip in frames.items()}
+        drawn.append(view.strips(frames, jumps))
+    return drawn
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """A table or figure.
@@ -425,6 +446,24 @@ def one(
     return Target(table, names, 1, lambda: {file: draw(table, names)})
 
 
+def shape_targets(config: str, first: str, more: str) -> dict[str, Target]:
+    """Targets of one of the tables of shapes: its first pair, and the other two."""
+    table = tables.SHAPES[config]
+    names = [row.name for row in table.rows]
+
+    def draw_first() -> dict[str, Figure]:
+        return {f"{first}_strips": shape_strips(table, 0)[0]}
+
+    def draw_more() -> dict[str, Figure]:
+        drawn = enumerate(shape_strips(table, 1, 2), start=1)
+        return {f"{more}_strips_{i}": figure for i, figure in drawn}
+
+    return {
+        first: Target(table, names, 1, draw_first),
+        more: Target(table, names, 1, draw_more),
+    }
+
+
 PAPER_ROWS = [row.name for row in PENDULUM.rows if row.paper is not None]
 TARGETS = {
     **{name: whole(table) for name, table in TABLES.items()},
@@ -446,7 +485,7 @@ TARGETS = {
     "fig6": one(MOTION, MOTION_ROWS, "fig6_graphs", latent_graphs),
     "fig7": one(MOTION, MOTION_ROWS, "fig7_strips", lambda *of: path_strips(*of, 0)[0]),
     "fig8": Target(MOTION, MOTION_ROWS, None, fig8),
-    "fig10": over_training("VHP + REWO (App. B.1)", "fig10_rewo_alternative"),
+    "fig10_later": over_training("VHP + REWO (App. B.1)", "fig10_rewo_alternative"),
     "fig12": over_training("VHP", "fig12_vhp"),
     "fig13": over_training("VHP + WU (20 epochs)", "fig13_wu20"),
     "fig14": over_training("VHP + WU (200 epochs)", "fig14_wu200"),
@@ -456,6 +495,13 @@ TARGETS = {
     "fig19": Target(MOTION, MOTION_ROWS, 1, fig19),
     "fig20": Target(MLP, TRAINING, 1, fig20),
     "fig21": Target(MLP, ["VHP + REWO", "VHP + WU (100 epochs)"], 1, fig21),
+    **shape_targets("faces", "fig9", "fig22"),
+    **shape_targets("faces_small", "fig9_small", "fig22_small"),
+    **shape_targets("chairs", "fig10", "fig23"),
+    **shape_targets("chairs_synthetic", "fig10_synthetic", "fig23_synthetic"),
+    **shape_targets(
+        "chairs_synthetic_small", "fig10_synthetic_small", "fig23_synthetic_small"
+    ),
 }
 
 

@@ -276,6 +276,36 @@ MOTION = Table(
     ),
 )
 
+# --- Faces and chairs: Sec. 4.4 -------------------------------------------------------
+
+
+def shapes_table(config: str) -> Table:
+    """Interpolation between views of shapes, by a config and its IWAE."""
+    return Table(
+        tuple(
+            Row(name, f"{config}{ending}", {}, config.replace("_", " "))
+            for name, ending in {"VHP + REWO": "", "IWAE": "_iwae"}.items()
+        ),
+        metric="interpolation",
+        description="largest RMS step between neighbouring frames along a graph path, "
+        "per pixel; 20 pairs of test images, 20 frames each",
+        header="largest step, mean ± s.e.",
+        digits=4,
+        folder=config,
+        details=("graph", "straight", "sharpness_of_the_data", "num_bridges"),
+        num_seeds=1,
+        also=("active_units", "rate_distortion"),
+    )
+
+
+SHAPES = {
+    config: shapes_table(config)
+    for config in (
+        *("faces", "faces_small", "chairs"),
+        *("chairs_synthetic", "chairs_synthetic_small"),
+    )
+}
+
 TABLES = {
     "table1": TABLE1,
     "table1_plain": TABLE1_PLAIN,
@@ -283,4 +313,5 @@ TABLES = {
     "table2": TABLE2,
     "table2_mlp": TABLE2_MLP,
     "motion": MOTION,
+    **SHAPES,
 }

@@ -1,5 +1,6 @@
 """Faces and chairs, the configs: a few steps on a few rendered shapes."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from test_architecture import unread_keys
 from test_experiments import cached_programs, command
 
-from experiments import build, cli, figures, metrics, runs
+from experiments import build, cli, figures, metrics, runs, tables
 from vhp_jax import networks
 
 pytestmark = [pytest.mark.slow, pytest.mark.optax]
@@ -78,6 +79,47 @@ def test_chairs_are_trained_measured_interpolated_and_explored(
     assert "The other 1 latent dimensions are those of test example 0." in page
     for figure in ("strip", "samples", "reconstructions", "history"):
         assert (tmp_path / "figures" / f"{figure}.png").stat().st_size > 1000
+
+
+def test_the_table_and_strips_of_chairs_are_reproduced(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "NUM_PAIRS", 2)
+    name = "chairs_synthetic_small"
+    tiny = TINY | {"data.cache_dir": str(cache)}
+    rows = tuple(
+        dataclasses.replace(row, overrides=tiny) for row in tables.SHAPES[name].rows
+    )
+    table = dataclasses.replace(tables.SHAPES[name], rows=rows)
+    monkeypatch.setitem(tables.SHAPES, name, table)
+    monkeypatch.setitem(tables.TABLES, name, table)
+    results = tmp_path / "results"
+    where = [f"--workdir={tmp_path / 'runs'}", f"--output={results}"]
+    for target in (name, "fig10_synthetic_small", "fig23_synthetic_small"):
+        done = command("reproduce", f"--target={target}", *where)
+        assert (done.code, done.err) == (0, ""), done
+    record = json.loads((results / f"{name}.json").read_text())
+    assert [row["name"] for row in record["rows"]] == ["VHP + REWO", "IWAE"]
+    for row in record["rows"]:
+        assert row["dataset"] == "chairs synthetic small"  # not the real chairs
+        assert row["mean"] == row["graph"][0]["largest_step"]["mean"]
+        assert "view_error_degrees" in row["straight"][0]
+    drawn = {path.stem for path in (results / "figures").iterdir()}
+    assert drawn == {
+        "fig10_synthetic_small_strips",
+        *(f"fig23_synthetic_small_strips_{number}" for number in (1, 2)),
+    }
+
+
+def test_a_straight_line_is_even_and_ends_where_the_path_does(cache):
+    run = runs.Run(load(cache))
+    params = run.initial_state().params
+    found = figures.Interpolation(run, params, figures.default_pairs(run)[:1], seed=0)
+    line, path = found.straight_frames(0, 5), found.even_frames(0, 5)
+    np.testing.assert_allclose(line[[0, -1]], path[[0, -1]], atol=1e-6)
+    points = found.paths[0].points
+    middle = run.experiment.model.reconstruct(
+        params, np.float32(points[[0, -1]].mean(axis=0))[None]
+    )
+    np.testing.assert_allclose(line[2].ravel(), np.ravel(middle), atol=1e-6)
 
 
 def test_every_key_of_the_chairs_config_is_read(cache, tmp_path):

@@ -60,7 +60,14 @@ def main(config: ConfigDict) -> None:
     print(f"kappa = {found.kappa:g}: {found.reasoning}")
     has = f"the config has kappa = {given:g}" if given else "the config has none"
     print(f"{found.steps} steps in {found.seconds:.0f} s; {has}")
-    written = found.as_dict() | {"config": FLAGS.config, "seed": config.seed}
+    written = found.as_dict() | {
+        "config": FLAGS.config,
+        "config_kappa": given or None,
+        "seed": config.seed,
+        "versions": runs.versions(),
+        "git_revision": runs.git_revision(),
+        "hardware": runs.hardware(),
+    }
     runs.write_json(workdir / "kappa.json", written)
     print(f"wrote {workdir / 'kappa.json'}")
 

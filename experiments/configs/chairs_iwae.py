@@ -7,14 +7,11 @@ Expected:  not run yet
 
 from ml_collections import ConfigDict
 
-from experiments.configs import chairs
+from experiments.configs import chairs, faces
 
 
 def get_config() -> ConfigDict:
     """Returns `chairs` with the IWAE bound."""
     config = chairs.get_config()
-    config.model.prior = "standard_normal"
-    config.objective.name = "iwae"
-    config.beta.scheme = "constant"
-    config.beta.init = 1.0
+    faces.as_iwae(config)
     return config

@@ -7,7 +7,7 @@ Expected:  not run yet
 
 from ml_collections import ConfigDict
 
-from experiments.configs import chairs_synthetic
+from experiments.configs import chairs_synthetic, faces
 
 
 def get_config() -> ConfigDict:
@@ -17,9 +17,5 @@ def get_config() -> ConfigDict:
     config.data.num_azimuths = 12
     config.data.num_validation = 25
     config.data.num_test = 75
-    config.model.channels = (16, 16, 24, 24, 32, 32, 48, 48)
-    config.model.dense = 128
-    config.model.prior_hidden = (128, 128)
-    config.train.num_steps = 10_000
-    config.graph.num_nodes = 2_000
+    faces.shrink(config)
     return config

@@ -41,3 +41,22 @@ def get_config() -> ConfigDict:
     config.graph.start_targets = (-0.8, 0.0, -1.2)
     config.graph.end_targets = (0.8, 0.0, -1.2)
     return config
+
+
+def shrink(config: ConfigDict) -> None:
+    """Half the channels, a batch of 32, 5,000 steps: for two CPU cores."""
+    config.model.channels = (16, 16, 24, 24, 32, 32, 48, 48)
+    config.model.dense = 128
+    config.model.prior_hidden = (128, 128)
+    config.train.batch_size = 32
+    config.train.num_steps = 5_000
+    config.graph.num_nodes = 2_000
+
+
+def as_iwae(config: ConfigDict, num_samples: int = 16) -> None:
+    """The IWAE bound in the place of VHP + REWO; the same encoder and decoder."""
+    config.model.prior = "standard_normal"
+    config.objective.name = "iwae"
+    config.objective.num_samples = num_samples
+    config.beta.scheme = "constant"
+    config.beta.init = 1.0

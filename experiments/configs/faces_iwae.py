@@ -13,8 +13,5 @@ from experiments.configs import faces
 def get_config() -> ConfigDict:
     """Returns `faces` with the IWAE bound."""
     config = faces.get_config()
-    config.model.prior = "standard_normal"
-    config.objective.name = "iwae"
-    config.beta.scheme = "constant"
-    config.beta.init = 1.0
+    faces.as_iwae(config)
     return config

@@ -23,6 +23,7 @@ NOTEBOOKS = sorted((ROOT / "colab").glob("*.py"))
 ARROWS = {
     "types": set(),
     "beta": {"types"},
+    "devices": {"types"},
     "checkpoints": {"types"},
     "distributions": {"types"},
     "graph": set(),
@@ -31,8 +32,9 @@ ARROWS = {
     "priors": {"types", "distributions"},
     "model": {"types", "distributions", "priors"},
     "objectives": {"types", "distributions", "model"},
-    "training": {"types", "beta", "objectives"},
-    "evaluation": {"types", "distributions", "graph", "model", "objectives", "priors"},
+    "training": {"types", "beta", "devices", "objectives"},
+    "evaluation": {"types", "devices", "distributions", "graph", "model", "objectives"}
+    | {"priors"},
     "data": {"data"},
     "kappa": {"types", "beta", "evaluation", "objectives", "training"},
     "sharing": {"types", "model", "networks", "priors"},

@@ -16,7 +16,6 @@ import json
 import os
 import queue
 import secrets
-import signal
 import socket
 import sys
 import threading

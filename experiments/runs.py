@@ -679,7 +679,9 @@ class _Trainer:
         self.group.tell(start=True)
         mesh = self.mesh
         # `state` is one device's copy, for all that is not training.
-        self.spread = self.state if mesh is None else devices.replicate(self.state, mesh)
+        self.spread = (
+            self.state if mesh is None else devices.replicate(self.state, mesh)
+        )
         self.data = self.run_.training_data(mesh)
 
     def _advance(self, length: int) -> StepMetrics:

@@ -225,7 +225,7 @@ class Checkpointer:
         if self._orbax is None:
             import orbax.checkpoint as ocp
 
-            # This process alone writes and reads: no barrier for others to be missed at.
+            # This process alone writes and reads: no barrier where it waits for others.
             alone = ocp.options.MultiprocessingOptions(
                 primary_host=jax.process_index(),
                 active_processes={jax.process_index()},

@@ -8,7 +8,7 @@ and of processes takes the same steps, but for the order in which floats are add
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +32,11 @@ def make_mesh(num_devices: int = 0) -> Mesh:
       ValueError: there are fewer, or the processes cannot hold as many each.
     """
     devices, num_processes = jax.devices(), jax.process_count()
-    seen = f"{len(devices)} {devices[0].platform} device(s)"
     if not 0 <= num_devices <= len(devices):
-        raise ValueError(f"seen {num_devices}, wanted 0 (all) to {len(devices)}: {seen}")
+        raise ValueError(
+            f"seen {num_devices}, wanted 0 (all) to {len(devices)}: there are no more "
+            f"devices ({devices[0].platform})"
+        )
     each, rest = divmod(num_devices or len(devices), num_processes)
     if rest or not each:
         raise ValueError(
@@ -134,10 +136,15 @@ def place_batches(data: np.ndarray, indices: np.ndarray, mesh: Mesh) -> jax.Arra
     return _fill(shape, cut(mesh, axis=1), lambda index: data[indices[index[:2]]])
 
 
+def place(batch: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Cuts a batch along its first axis; each process gives the parts it holds."""
+    return _fill(batch.shape, cut(mesh), lambda index: batch[index])
+
+
 def _fill(
     shape: tuple[int, ...],
     sharding: NamedSharding,
-    part: Callable[[tuple[slice, ...]], np.ndarray],
+    part: Callable[[Any], np.ndarray],
 ) -> jax.Array:
     """An array of that sharding, out of the parts that this process's devices hold."""
     return jax.make_array_from_callback(shape, sharding, part)

@@ -150,24 +150,24 @@ class Group:
                 server.settimeout(max(0.01, deadline - time.monotonic()))
                 try:
                     connection, _ = server.accept()
-                    connection.settimeout(5.0)
-                    peer = _Peer(connection)
-                    hello = peer.receive()
                 except TimeoutError:
-                    if time.monotonic() < deadline:
-                        continue
                     missing = set(range(1, self.size)) - set(self._peers)
                     raise cli.UserError(
                         f"process(es) {', '.join(map(str, sorted(missing)))} did not "
                         f"connect within {START_SECONDS:g} s; is TCP between the hosts "
                         "open?"
                     ) from None
-                except (OSError, ValueError):
+                connection.settimeout(5.0)
+                peer = _Peer(connection)
+                try:
+                    hello = peer.receive()
+                except (OSError, ValueError):  # TimeoutError is an OSError
+                    peer.drop()
                     continue
                 if hmac.compare_digest(str(hello.get("token")), self._token):
                     self._peers[int(hello["index"])] = peer
                 else:
-                    peer.close()
+                    peer.drop()
         self._start()
 
     def connect(self, hosts: list[str], door: Message) -> None:
@@ -271,6 +271,11 @@ class _Peer:
         """No more is said; what was said arrives."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
+
+    def drop(self) -> None:
+        """Nothing more is said or heard."""
+        self._lines.close()
+        self._connection.close()
 
 
 def _exit(code: int) -> NoReturn:

@@ -210,12 +210,17 @@ def pair(monkeypatch):
     follower.connect(["localhost"], door)
     admitting.join(10)
     yield leader, follower, ended
+    stranger.close()
+    peers = [*leader._peers.values(), *follower._peers.values()]
     for group in (leader, follower):
         group._closed.set()
-    stranger.close()
-    for group in (leader, follower):
-        for peer in group._peers.values():
-            peer._connection.close()
+    for peer in peers:
+        peer.close()  # the other's listener ends
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and "_listen_to" in thread.name:
+            thread.join(10)
+    for peer in peers:
+        peer.drop()
 
 
 def test_orders_words_and_a_good_end(pair):

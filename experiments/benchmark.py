@@ -7,7 +7,9 @@ Suites: train (a step of the pendulum, of human motion, of the MLP on MNIST and 
 convolutions, against JAX's own), nll (the likelihood of 100 images with 5,000 samples,
 against one image at a time in passes of 100 copies), graph (1,000 interpolations on 10
 graphs of 2,530 nodes, against a search for each pair; the faces' graph of 10,000 nodes
-in 32 dimensions, against scikit-learn, and a path in it).
+in 32 dimensions, against scikit-learn, and a path in it), scaling (a training step over
+1, 2, 4 and 8 devices and 1 and 2 processes, against one device; on a CPU the devices
+are emulated and share its cores).
 
 Machines are shared and noisy: ours and the references take turns, and what counts is
 the median of the rounds' ratios. The references want the extra [bench] (PyTorch) and
@@ -17,7 +19,12 @@ motions are random ones: they cost as much.
 
 import functools
 import itertools
+import json
+import os
+import socket
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,15 +35,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax import lax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from sklearn import neighbors
 
-from experiments import build, cli, runs
-from vhp_jax import evaluation, graph, networks
+from experiments import build, cli, distributed, runs
+from vhp_jax import devices, evaluation, graph, networks
 from vhp_jax.data import Dataset, Split
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("suite", "train", "Which suite: train, nll, graph.")
+flags.DEFINE_string("suite", "train", "Which suite: train, nll, graph, scaling.")
+flags.DEFINE_string("worker", None, "A process of --suite=scaling, which starts it.")
 flags.DEFINE_list("cases", None, "Only these cases of the suite, by name.")
 flags.DEFINE_string("output", None, "JSON file to write; none if not given.")
 flags.DEFINE_integer("rounds", 7, "Alternating rounds.")
@@ -165,13 +174,17 @@ def our_run(config: ConfigDict) -> runs.Run:
     return runs.Run(config, build.build(config, dataset))
 
 
-def our_steps(run: runs.Run, steps: int) -> Callable[[], object]:
+def our_steps(
+    run: runs.Run, steps: int, mesh: Mesh | None = None
+) -> Callable[[], object]:
     """So many scanned steps of the main phase, where all four networks learn."""
-    loop = run.train_loop()
-    data = jnp.asarray(run.experiment.dataset.train.examples)
+    loop = run.train_loop(mesh)
+    data = run.training_data(mesh)
     state = run.initial_state()
     main_phase = state.beta_state._replace(initial_phase=jnp.asarray(False))
     state = state.replace(beta_state=main_phase)
+    if mesh is not None:
+        state = devices.replicate(state, mesh)
 
     def take() -> None:
         nonlocal state
@@ -414,6 +427,119 @@ def face_paths() -> Case:
     )
 
 
+class Layout(NamedTuple):
+    """Devices of a training step.
+
+    Attributes:
+      devices: of each process.
+      processes: on this machine.
+    """
+
+    devices: int
+    processes: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.processes} process(es) x {self.devices} device(s)"
+
+
+LAYOUTS = (Layout(1), Layout(2), Layout(4), Layout(8), Layout(1, 2))
+# A batch that eight devices can share.
+SCALED = {
+    "pendulum": ("pendulum", PENDULUM, [("train.batch_size", "128")]),
+    "mlp": ("static_mnist_mlp", MLP, [("train.batch_size", "128"), *BARE]),
+}
+SCALED_STEPS, WORKER_MINUTES = 20, 15
+
+
+def scaling_worker(case: str, rounds: int) -> None:
+    """Times a training step in this process, with all devices of all processes."""
+    name, _, overrides = SCALED[case]
+    with distributed.join() as group:
+        mesh = devices.make_mesh()
+        take = our_steps(our_run(cli.load_config(name, overrides)), SCALED_STEPS, mesh)
+        take()  # compile and warm up
+        seconds = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            take()
+            seconds.append((time.perf_counter() - start) / SCALED_STEPS)
+        if group.leads:
+            found = {"seconds": seconds, "matmul_gflops": matmul_gflops()}
+            print(json.dumps(found), flush=True)
+
+
+def start_workers(case: str, layout: Layout, rounds: int) -> dict[str, Any]:
+    """Runs the processes of a layout and returns what the first one measured.
+
+    Raises:
+      UserError: one of them failed.
+    """
+    command = [sys.executable, "-m", "experiments.benchmark", f"--worker={case}"]
+    command.append(f"--rounds={rounds}")
+    if layout.processes > 1:
+        with socket.create_server(("localhost", 0)) as free:
+            port = free.getsockname()[1]
+        command.append(f"--coordinator_address=localhost:{port}")
+        command.append(f"--num_processes={layout.processes}")
+    emulated = f"--xla_force_host_platform_device_count={layout.devices}"
+    settings = {"XLA_FLAGS": emulated, "JAX_PLATFORMS": "cpu"}
+    workers = [
+        subprocess.Popen(
+            command + [f"--process_id={index}"] * (layout.processes > 1),
+            env=os.environ | settings,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(layout.processes)
+    ]
+    try:
+        said = [worker.communicate(timeout=60 * WORKER_MINUTES) for worker in workers]
+    except subprocess.TimeoutExpired:
+        raise cli.UserError(
+            f"{case}, {layout}: not done in {WORKER_MINUTES} minutes"
+        ) from None
+    finally:
+        for worker in workers:
+            worker.kill()
+    for worker, (_, errors) in zip(workers, said, strict=True):
+        if worker.returncode:
+            last = errors.strip().splitlines()[-1:] or ["no word"]
+            raise cli.UserError(f"{case}, {layout}: {last[0]}")
+    found: dict[str, Any] = json.loads(said[0][0].splitlines()[-1])
+    return found
+
+
+def scaling_rows(chosen: Sequence[str], rounds: int) -> list[dict[str, Any]]:
+    """A row for each case and layout; the reference is the same on one device."""
+    rows = []
+    for case in chosen:
+        name, costs, overrides = SCALED[case]
+        config = cli.load_config(name, overrides)
+        batch = config.train.batch_size
+        gflop = costs.step_gflop(batch, config.objective.num_samples)
+        alone = 0.0
+        for layout in LAYOUTS:
+            found = start_workers(case, layout, rounds)
+            seconds = statistics.median(found["seconds"])
+            alone = alone or seconds  # the first layout is one device
+            rows.append(
+                {
+                    "name": f"{case}, batch {batch}, {layout}",
+                    "seconds": seconds,
+                    "examples_per_second": batch / seconds,
+                    "reference": str(LAYOUTS[0]),
+                    "reference_seconds": alone,
+                    "ratio": alone / seconds,
+                    "matmul_gflops": found["matmul_gflops"],
+                    "matmul_share": gflop / seconds / found["matmul_gflops"],
+                    **layout._asdict(),
+                }
+            )
+            print(f"{rows[-1]['name']}: {batch / seconds:.0f} examples/s", flush=True)
+    return rows
+
+
 SUITES: dict[str, dict[str, Callable[[], Case]]] = {
     "train": {
         "pendulum": train_pendulum,
@@ -490,12 +616,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Benchmarks as the flags say."""
-    if FLAGS.suite not in SUITES:
+    names = {suite: list(cases) for suite, cases in SUITES.items()}
+    names["scaling"] = list(SCALED)
+    if FLAGS.suite not in names:
         raise cli.UsageError(
-            f"--suite must be one of {', '.join(SUITES)}; got {FLAGS.suite!r}"
+            f"--suite must be one of {', '.join(names)}; got {FLAGS.suite!r}"
         )
-    cases = SUITES[FLAGS.suite]
-    chosen = list(cases) if FLAGS.cases is None else FLAGS.cases
+    cases = names[FLAGS.suite]
+    chosen = cases if FLAGS.cases is None else FLAGS.cases
     for name in chosen:
         if name not in cases:
             raise cli.UsageError(
@@ -504,12 +632,20 @@ def main() -> None:
             )
     if FLAGS.rounds < 1:
         raise cli.UsageError(f"--rounds must be >= 1, got {FLAGS.rounds}")
-    if torch_version() is None:
+    if FLAGS.worker is not None:
+        scaling_worker(FLAGS.worker, FLAGS.rounds)
+        return
+    scales = FLAGS.suite == "scaling"
+    if torch_version() is None and not scales:
         print(
             "no PyTorch, or no CPU to compare on: its rows are not run; "
             "pip install -e '.[bench]'"
         )
-    rows = [row for name in chosen for row in timed(cases[name](), FLAGS.rounds)]
+    if scales:
+        rows = scaling_rows(chosen, FLAGS.rounds)
+    else:
+        made = (SUITES[FLAGS.suite][name]() for name in chosen)
+        rows = [row for case in made for row in timed(case, FLAGS.rounds)]
     print(table(rows))
     rate = statistics.median(row["matmul_gflops"] for row in rows)
     result = {

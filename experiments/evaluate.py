@@ -7,17 +7,22 @@ active_units, prior_match (two-sample score of prior and aggregated posterior), 
 (regression of the angle, pendulum only), neighbours (nearest-neighbour accuracy, sets
 with labels only), smoothness (of interpolations, motions only), interpolation (steps
 and sharpness along paths, images only). nll keeps what it has done and goes on after a
-kill.
+kill, and with several processes (docs/devices.md) their devices share its examples.
 """
 
+import json
 from pathlib import Path
 
 from absl import flags
+from jax.sharding import Mesh
 
-from experiments import cli, metrics, runs
+from experiments import cli, distributed, metrics, runs
+from experiments.processes import Group
+from vhp_jax import devices
 from vhp_jax.data import Split
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(distributed)
 flags.DEFINE_string("workdir", None, "Directory of a run.")
 flags.DEFINE_list("metrics", ["nll", "rate_distortion", "active_units"], "See above.")
 flags.DEFINE_integer("num_samples", 5000, "Importance samples per example (nll).")
@@ -36,16 +41,34 @@ def main() -> None:
         )
     if FLAGS.num_samples < 1:
         raise cli.UsageError(f"--num_samples must be >= 1, got {FLAGS.num_samples}")
-    run, _, stacked, step = runs.opened(FLAGS.workdir)
-    dataset = run.experiment.dataset
-    split = getattr(dataset, FLAGS.split)
-    if FLAGS.num_examples is not None:
-        if not 2 <= FLAGS.num_examples <= len(split.examples):
-            raise cli.UsageError(
-                f"--num_examples must be from 2 to {len(split.examples)}, "
-                f"got {FLAGS.num_examples}"
+    with distributed.join() as group:
+        mesh = devices.make_mesh() if group.size > 1 else None
+        if group.leads:
+            lead(group, mesh)
+            return
+
+        def settings(run: runs.Run) -> metrics.Setting:
+            params = next(run.members(run.initial_state().params))
+            return metrics.Setting(
+                run,
+                params,
+                0,
+                chosen_split(run),
+                FLAGS.split,
+                Path(),  # nothing is written here
+                num_samples=FLAGS.num_samples,
+                seed=FLAGS.seed,
+                mesh=mesh,
             )
-        split = Split(*(array[: FLAGS.num_examples] for array in split))
+
+        metrics.follow(group, settings)
+
+
+def lead(group: Group, mesh: Mesh | None) -> None:
+    """Measures and writes."""
+    run, _, stacked, step = runs.opened(FLAGS.workdir)
+    split = chosen_split(run)
+    group.tell(config=json.loads(run.config.to_json()))
     several = len(run.seeds) > 1
     for seed, params in zip(run.seeds, run.members(stacked), strict=True):
         folder = Path(FLAGS.workdir) / "eval" / (f"seed_{seed}" if several else "")
@@ -59,9 +82,24 @@ def main() -> None:
             num_samples=FLAGS.num_samples,
             seed=FLAGS.seed,
             training_seed=seed,
+            mesh=mesh,
+            group=group,
         )
         for name in FLAGS.metrics:
             metrics.measure(name, setting)
+
+
+def chosen_split(run: runs.Run) -> Split:
+    """The examples that the flags ask for."""
+    split = getattr(run.experiment.dataset, FLAGS.split)
+    if FLAGS.num_examples is None:
+        return split
+    if not 2 <= FLAGS.num_examples <= len(split.examples):
+        raise cli.UsageError(
+            f"--num_examples must be from 2 to {len(split.examples)}, "
+            f"got {FLAGS.num_examples}"
+        )
+    return Split(*(array[: FLAGS.num_examples] for array in split))
 
 
 if __name__ == "__main__":

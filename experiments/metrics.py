@@ -15,8 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from experiments import cli, figures, runs, views
+from experiments.processes import ALONE, Group
 from vhp_jax import evaluation, graph
 from vhp_jax.data import Split
 from vhp_jax.types import Params, PRNGKey
@@ -44,6 +47,8 @@ class Setting(NamedTuple):
       seed: of the measure's own draws.
       training_seed: which member of the run it is.
       deadline: of time.monotonic(), seconds; only nll looks at it.
+      mesh: whose devices share the examples of nll; None for all of this process.
+      group: the processes that take part in nll; all but this one are in `follow`.
     """
 
     run: runs.Run
@@ -56,6 +61,8 @@ class Setting(NamedTuple):
     seed: int = 0
     training_seed: int = 1
     deadline: float = math.inf
+    mesh: Mesh | None = None
+    group: Group = ALONE
 
     @property
     def whole_split(self) -> bool:
@@ -69,6 +76,36 @@ class Setting(NamedTuple):
         """A key of its own for each metric, apart from those of training."""
         number = 2_000_000 + list(METRICS).index(metric)
         return jax.random.fold_in(jax.random.key(self.seed), number)
+
+    def log_likelihood(self, first: int) -> evaluation.LogLikelihood:
+        """Of the next part of the examples, with all processes."""
+        return evaluation.log_likelihood(
+            self.run.experiment.model,
+            self.params,
+            self.key("nll"),
+            self.split.examples[first : first + NLL_PART],
+            self.num_samples,
+            first=first,
+            mesh=self.mesh,
+        )
+
+
+def follow(group: Group, settings: Callable[[runs.Run], Setting]) -> None:
+    """Takes part in the likelihoods that process 0 measures.
+
+    Args:
+      group: the processes.
+      settings: what is measured, of a run; its parameters are process 0's.
+
+    Raises:
+      UserError: process 0 ended with an error.
+    """
+    setting: Setting | None = None
+    for order in group.orders(cli.StopSignal()):
+        if setting is None:
+            setting = settings(runs.Run(ConfigDict(order["config"])))
+        else:
+            setting.log_likelihood(order["first"])
 
 
 def measure(metric: str, setting: Setting) -> Result:
@@ -108,14 +145,8 @@ def nll(setting: Setting) -> Result:
             raise OutOfTimeError(
                 f"nll: {parts.done} of {len(examples)} examples are done"
             )
-        result = evaluation.log_likelihood(
-            setting.run.experiment.model,
-            setting.params,
-            setting.key("nll"),
-            examples[start : start + NLL_PART],
-            setting.num_samples,
-            first=start,
-        )
+        setting.group.tell(first=start)
+        result = setting.log_likelihood(start)
         seconds = time.monotonic() - began
         parts.add(
             earlier + seconds,

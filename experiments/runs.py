@@ -5,6 +5,7 @@ the lines of metrics.jsonl up to it are enough to go on to the same parameters.
 """
 
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -20,12 +21,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import vhp_jax
 from experiments import build, cli, tracking
-from vhp_jax import evaluation, kappa, sharing, training
+from experiments.processes import ALONE, Group
+from vhp_jax import devices, evaluation, kappa, sharing, training
 from vhp_jax.checkpoints import Checkpointer, CheckpointError
 from vhp_jax.training import StepMetrics, TrainState
 from vhp_jax.types import Params, PyTree
@@ -33,6 +36,7 @@ from vhp_jax.types import Params, PyTree
 BEST = "best"  # beside checkpoints/: the parameters of the best validation
 LINE_SECONDS = 5.0  # plain progress lines are at least this far apart
 PHASES = {True: "initial", False: "main"}
+LAYOUT = ("mesh",)  # config keys that may change while a run goes on
 
 
 class WorkDir:
@@ -134,7 +138,7 @@ def check_config(path: Path, config: ConfigDict) -> None:
     """Refuses a work directory whose config.json is not `config`."""
     wanted = _flat(json.loads(config.to_json()))
     seen = _flat(read_json(path / "config.json"))
-    for key in sorted(seen | wanted):
+    for key in sorted((seen | wanted).keys() - set(LAYOUT)):
         if wanted.get(key) != seen.get(key):
             raise cli.UserError(
                 f"{path} holds a run of another config: {key} is {seen.get(key)!r} "
@@ -213,7 +217,7 @@ class Run:
         self.experiment = experiment or build.build(config)
         self.seeds = list(range(config.seed, config.seed + config.num_seeds))
 
-    def train_loop(self) -> training.TrainLoop:
+    def train_loop(self, mesh: Mesh | None = None) -> training.TrainLoop:
         """The compiled loop over steps, for as many seeds as the run has."""
         experiment, batch_size = self.experiment, self.config.train.batch_size
         step = training.make_train_step(
@@ -222,13 +226,22 @@ class Run:
             experiment.optimizers,
             self.config.train.average_decay,
         )
-        arguments = step, batch_size, experiment.draw_batch
+        arguments = step, batch_size, experiment.draw_batch, mesh
         if self.config.train.stream_data:
             return training.make_streamed_loop(*arguments)
         if takes_steps_alone(self.config) and len(self.seeds) == 1:
             return training.make_stepwise_loop(*arguments)
         loop = training.make_train_loop(*arguments)
-        return training.jit_train_loop(loop, num_seeds=len(self.seeds))
+        return training.jit_train_loop(loop, len(self.seeds), mesh)
+
+    def training_data(self, mesh: Mesh | None = None) -> np.ndarray | jax.Array:
+        """What the loop takes: on the host if streamed, else whole on each device."""
+        examples = self.experiment.dataset.train.examples
+        if self.config.train.stream_data:
+            return examples
+        if mesh is None:
+            return jnp.asarray(examples)
+        return devices.replicate_data(examples, mesh)
 
     def initial_state(self) -> TrainState:
         """A fresh state, stacked over seeds if there are several."""
@@ -262,6 +275,52 @@ class Run:
         else:
             for index in range(len(self.seeds)):
                 yield jax.tree.map(lambda leaf, i=index: leaf[i], tree)
+
+
+def make_mesh(config: ConfigDict) -> Mesh | None:
+    """The devices that share a batch; None where one process has one.
+
+    Raises:
+      UserError: there are fewer devices, or the batch does not divide.
+    """
+    wanted = config.get("mesh", 1)  # config.json may be older than the key
+    if wanted == 1 and jax.process_count() == 1:
+        return None
+    try:
+        mesh = devices.make_mesh(wanted)
+    except ValueError as error:
+        raise cli.UserError(f"config.mesh: {error}") from None
+    try:
+        devices.check_batch(mesh, config.train.batch_size)
+    except ValueError as error:
+        raise cli.UserError(f"config.train.batch_size: {error}") from None
+    return mesh
+
+
+def fingerprint(run: Run) -> dict[str, str]:
+    """Of what all processes of a run must have in common."""
+    config = run.config.to_json(sort_keys=True)
+    examples = np.ascontiguousarray(run.experiment.dataset.train.examples)
+    return {
+        "config": hashlib.sha256(config.encode()).hexdigest(),
+        "training data": hashlib.sha256(examples.view(np.uint8).data).hexdigest(),
+    }
+
+
+def check_followers(run: Run, group: Group) -> None:
+    """Waits until all processes have built the run; refuses one with another.
+
+    Raises:
+      UserError: names the process.
+    """
+    own = fingerprint(run) if group.size > 1 else {}
+    for index, seen in group.gather().items():
+        for name, value in own.items():
+            if seen[name] != value:
+                raise cli.UserError(
+                    f"process {index} has another {name} than process 0; start all "
+                    "with the same flags and files"
+                )
 
 
 def takes_steps_alone(config: ConfigDict) -> bool:
@@ -416,14 +475,16 @@ def train(
     workdir: str | os.PathLike[str],
     max_minutes: float = math.inf,
     tensorboard: bool = False,
+    group: Group = ALONE,
 ) -> dict[str, Any] | None:
-    """Trains, or goes on training, in `workdir`.
+    """Trains, or goes on training, in `workdir`; called by the process that leads.
 
     Args:
       config: the resolved config.
       workdir: directory of the run.
       max_minutes: stop cleanly with a checkpoint after this long.
       tensorboard: whether metrics and figures are also written as TensorBoard events.
+      group: the processes that take part; all but this one are in `follow`.
 
     Returns:
       The summary, or None if `max_minutes` ran out first.
@@ -434,6 +495,7 @@ def train(
     """
     start = time.monotonic()
     with cli.StopSignal() as stop, WorkDir(workdir) as directory:
+        mesh = make_mesh(config)
         run = Run(config)
         directory.claim(config)
         dataset = run.experiment.dataset
@@ -443,13 +505,36 @@ def train(
             print(f"already complete at step {summary['step']}: {done}")
             return summary
         with Checkpointer(directory.path / "checkpoints") as checkpointer:
-            trainer = _Trainer(run, directory, checkpointer, start)
+            check_followers(run, group)
+            trainer = _Trainer(run, directory, checkpointer, start, mesh, group)
             if tensorboard:
                 directory.track(trainer.step)
             finished = trainer.run(stop, start + 60.0 * max_minutes)
-        if stop.signum is not None:
-            raise cli.InterruptedRunError(stop.signum)
+        if signum := stop.signum or group.signum:
+            raise cli.InterruptedRunError(signum)
         return trainer.finish() if finished else None
+
+
+def follow(config: ConfigDict, group: Group) -> None:
+    """Takes part in a training that process 0 leads: no file, no decision.
+
+    Raises:
+      UserError: process 0 ended with an error.
+      InterruptedRunError: it was stopped by a signal; it has written a checkpoint.
+    """
+    with cli.StopSignal() as stop:
+        mesh = make_mesh(config)
+        run = Run(config)
+        group.tell(**fingerprint(run))
+        state: TrainState | None = None
+        for order in group.orders(stop):
+            if state is None:
+                assert mesh is not None  # with several processes there is one
+                state = devices.replicate(run.initial_state(), mesh)
+                loop, data = run.train_loop(mesh), run.training_data(mesh)
+            else:
+                state, metrics = loop(state, data, num_steps=order["steps"])
+                jax.block_until_ready(metrics)
 
 
 def validation_bounds(directory: WorkDir) -> dict[int, float]:
@@ -474,9 +559,16 @@ class _Trainer:
     """The loop of one run; split by what each part touches."""
 
     def __init__(
-        self, run: Run, directory: WorkDir, checkpointer: Checkpointer, start: float
+        self,
+        run: Run,
+        directory: WorkDir,
+        checkpointer: Checkpointer,
+        start: float,
+        mesh: Mesh | None,
+        group: Group,
     ):
         self.run_ = run
+        self.mesh, self.group = mesh, group
         self.directory = directory
         self.checkpointer = checkpointer
         self.start = start
@@ -485,7 +577,7 @@ class _Trainer:
         self.constraints: list[tuple[int, float]] = []  # of the initial phase
         self.saved_step: int | None = None
         self.state = self._resume_or_start()
-        self.loop = run.train_loop()
+        self.loop = run.train_loop(mesh)
         self.step = int(np.max(np.asarray(self.state.step)))
         self.best_step, self.best_bound = self._best_so_far()
 
@@ -550,19 +642,18 @@ class _Trainer:
     def run(self, stop: cli.StopSignal, deadline: float) -> bool:
         """Trains to the end (True), or to the deadline or signal (False)."""
         config = self.run_.config.train
-        examples = self.run_.experiment.dataset.train.examples
-        data = examples if config.stream_data else jnp.asarray(examples)
         self._check_phase()  # a run that gave up gives up again
+        self._spread()
         with Progress(config.num_steps, self.step) as progress:
             while self.step < config.num_steps and not self.out_of_patience():
-                if stop.signum is not None or time.monotonic() >= deadline:
+                stopped = stop.signum is not None or self.group.signum is not None
+                if stopped or time.monotonic() >= deadline:
                     self.save()
                     progress.note(f"stopped at step {self.step}, checkpoint written")
                     return False
                 length = min(config.log_every, config.num_steps - self.step)
                 began = time.monotonic()
-                self.state, metrics = self.loop(self.state, data, num_steps=length)
-                metrics = jax.tree.map(np.asarray, metrics)
+                metrics = self._advance(length)
                 self.step += length
                 self._check_finite(metrics)
                 lines = self._log(metrics, length, time.monotonic() - began)
@@ -582,6 +673,24 @@ class _Trainer:
                     f"{self.best_step}: stopped at step {self.step}"
                 )
         return True
+
+    def _spread(self) -> None:
+        """Puts state and data where the loop wants them, in all processes."""
+        self.group.tell(start=True)
+        mesh = self.mesh
+        # `state` is one device's copy, for all that is not training.
+        self.spread = (
+            self.state if mesh is None else devices.replicate(self.state, mesh)
+        )
+        self.data = self.run_.training_data(mesh)
+
+    def _advance(self, length: int) -> StepMetrics:
+        """Takes so many steps, with all processes; metrics on the host."""
+        self.group.tell(steps=length)
+        self.spread, metrics = self.loop(self.spread, self.data, num_steps=length)
+        metrics = jax.tree.map(np.asarray, metrics)
+        self.state = self.spread if self.mesh is None else devices.local(self.spread)
+        return metrics
 
     def _log(
         self, metrics: StepMetrics, length: int, seconds: float
@@ -791,6 +900,8 @@ class _Trainer:
             "git_revision": git_revision(),
             "device": str(jax.devices()[0].device_kind),
             "hardware": hardware(),
+            "num_devices": 1 if self.mesh is None else self.mesh.size,
+            "num_processes": self.group.size,
             "wall_seconds": seconds,
             "examples_per_second": self.step * config.train.batch_size / seconds,
         }

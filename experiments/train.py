@@ -4,6 +4,11 @@ r"""Trains a VAE with a learned prior; goes on where an earlier run stopped.
     python -m experiments.train --config=pendulum --config.beta.scheme=geco \
         --workdir=runs/pendulum_geco --max_minutes=10
 
+Several devices share each batch with --config.mesh=N (0: all). Several processes take
+part where each is started by Slurm, Open MPI or Kubernetes or on a TPU slice with
+--distributed, or anywhere with --coordinator_address, --num_processes and --process_id:
+docs/devices.md.
+
 Writes config.json, metrics.jsonl, checkpoints/, snapshots/, figures/ and, last of all,
 summary.json into the work directory.
 """
@@ -13,9 +18,10 @@ import math
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, runs
+from experiments import cli, distributed, runs
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(distributed)
 flags.DEFINE_string("config", "pendulum", "Name of a config, see below.")
 flags.DEFINE_string("workdir", None, "Directory of the run; runs/CONFIG if not given.")
 flags.DEFINE_float(
@@ -31,7 +37,11 @@ def main(config: ConfigDict) -> None:
     if not FLAGS.max_minutes > 0:
         raise cli.UsageError(f"--max_minutes must be positive, got {FLAGS.max_minutes}")
     workdir = FLAGS.workdir or f"runs/{FLAGS.config}"
-    runs.train(config, workdir, FLAGS.max_minutes, FLAGS.tensorboard)
+    with distributed.join() as group:
+        if not group.leads:
+            runs.follow(config, group)
+            return
+        runs.train(config, workdir, FLAGS.max_minutes, FLAGS.tensorboard, group)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ NOTEBOOKS = sorted((ROOT / "colab").glob("*.py"))
 ARROWS = {
     "types": set(),
     "beta": {"types"},
+    "devices": {"types"},
     "checkpoints": {"types"},
     "distributions": {"types"},
     "graph": set(),
@@ -31,8 +32,9 @@ ARROWS = {
     "priors": {"types", "distributions"},
     "model": {"types", "distributions", "priors"},
     "objectives": {"types", "distributions", "model"},
-    "training": {"types", "beta", "objectives"},
-    "evaluation": {"types", "distributions", "graph", "model", "objectives", "priors"},
+    "training": {"types", "beta", "devices", "objectives"},
+    "evaluation": {"types", "devices", "distributions", "graph", "model", "objectives"}
+    | {"priors"},
     "data": {"data"},
     "kappa": {"types", "beta", "evaluation", "objectives", "training"},
     "sharing": {"types", "model", "networks", "priors"},
@@ -200,9 +202,11 @@ def test_exports_are_explicit_sorted_and_there(name):
 
 
 def flags_of(name: str) -> set[str]:
-    """Flags that experiments/NAME.py defines."""
-    tree = ast.parse((ROOT / "experiments" / f"{name}.py").read_text())
-    return {
+    """Flags that experiments/NAME.py defines, or takes over from `distributed`."""
+    path = ROOT / "experiments" / f"{name}.py"
+    tree = ast.parse(path.read_text())
+    shared = name != "distributed" and "experiments.distributed" in imports(path)
+    return (flags_of("distributed") if shared else set()) | {
         node.args[0].value
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
@@ -251,7 +255,12 @@ def test_commands_in_docstrings_exist(path):
             ),
             id=name,
         )
-        for name in ("README.md", "CONTRIBUTING.md", "docs/pendulum.md")
+        for name in (
+            "README.md",
+            "CONTRIBUTING.md",
+            "docs/pendulum.md",
+            "docs/devices.md",
+        )
     ],
 )
 def test_commands_in_the_documentation_exist(path):

@@ -17,6 +17,7 @@ import pytest
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
+import experiments
 from experiments import cli, figures, metrics, runs, tables
 
 pytestmark = pytest.mark.optax
@@ -94,6 +95,8 @@ def forget_commands() -> None:
                 if flag.name in flags.FLAGS:
                     delattr(flags.FLAGS, flag.name)
             sys.modules.pop(module, None)
+            # A room of flags that several commands import: `from experiments import`.
+            vars(experiments).pop(module.rpartition(".")[2], None)
 
 
 def import_command(name: str):

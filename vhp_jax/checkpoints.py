@@ -6,6 +6,8 @@ of every leaf with one SHA-256 digest of them all, and a digest of every file. A
 that was cut short, emptied or flipped is so noticed before Orbax sees it, and anything
 else before it becomes a state.
 
+With several processes one writes and reads for all: a state is whole on every device.
+
 Only `Checkpointer.save` changes anything on disk. Reading leaves a directory as it is,
 so an evaluation may look at a run that is still being trained.
 """
@@ -223,8 +225,17 @@ class Checkpointer:
         if self._orbax is None:
             import orbax.checkpoint as ocp
 
+            # This process alone writes and reads: no barrier where it waits for others.
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(),
+                active_processes={jax.process_index()},
+                barrier_sync_key_prefix="alone",
+            )
             # Float32 noise, which weights are to a compressor, is not worth its time.
-            self._orbax = ocp.PyTreeCheckpointer(use_compression=False)
+            handler = ocp.PyTreeCheckpointHandler(
+                use_compression=False, multiprocessing_options=alone
+            )
+            self._orbax = ocp.Checkpointer(handler, multiprocessing_options=alone)
         return self._orbax
 
     def _write(

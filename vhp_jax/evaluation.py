@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 from scipy.spatial.distance import cdist, pdist
 
-from vhp_jax import graph
+from vhp_jax import devices, graph
 from vhp_jax.distributions import kl_to_standard_normal
 from vhp_jax.model import VAE
 from vhp_jax.objectives import Objective, joint_samples
@@ -609,13 +609,14 @@ def log_likelihood(
     chunk_size: int = 10,
     first: int = 0,
     progress: Callable[[int], None] = lambda done: None,
+    mesh: Mesh | None = None,
 ) -> LogLikelihood:
     """Log p(x) = log E_q[w] estimated with S joint samples per example (Table 2).
 
     Each example is encoded once; samples are drawn on the device in chunks, weighed,
     and streamed into a log-sum-exp, in float32 and at the highest matrix-product
     precision. Memory does not grow with S nor with N; one host sync a batch. Each batch
-    is shared out over all local devices.
+    is shared out over the devices of a mesh.
 
     Args:
       model: the VAE.
@@ -628,6 +629,9 @@ def log_likelihood(
       chunk_size: samples per example and step of the inner scan.
       first: position of x[0] in the whole set, where x is a part of it.
       progress: called with the number of examples done, after each batch.
+      mesh: from `devices.make_mesh`; None for all devices of this process. Where it
+        spans processes all of them call this, with the same x; the parameters and the
+        key are process 0's.
 
     Raises:
       ValueError: x holds a value that is not finite (the first example is named).
@@ -636,18 +640,19 @@ def log_likelihood(
     if not finite.all():
         index = first + int(np.argmin(finite))
         raise ValueError(f"x must be finite, example {index} is not")
-    devices = jax.local_devices()
+    mesh = devices.local_mesh() if mesh is None else mesh
     batch_size, chunk_size = min(batch_size, len(x)), min(chunk_size, num_samples)
-    batch_size = -(-batch_size // len(devices)) * len(devices)
-    mesh = jax.sharding.Mesh(np.array(devices), ("examples",))
-    shared_out = NamedSharding(mesh, PartitionSpec("examples"))
-    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+    params, key = devices.replicate((params, key), mesh)
     parts = []
     done = 0
     for batch, count in _batches(x, batch_size):
-        keys = _example_keys(key, jnp.arange(first + done, first + done + batch_size))
-        keys, batch = jax.device_put((keys, batch), shared_out)
-        sums = _weight_sums(model, params, keys, batch, num_samples, chunk_size)
+        numbers = np.arange(first + done, first + done + batch_size, dtype=np.int32)
+        keys = _example_keys(key, devices.place(numbers, mesh))
+        placed = devices.place(batch, mesh)
+        sums = _weight_sums(model, params, keys, placed, num_samples, chunk_size)
+        if devices.spans_processes(mesh):
+            sums = jax.device_put(sums, devices.whole(mesh))
         parts.append([np.asarray(field, np.float64)[:count] for field in sums])
         done += count
         progress(done)

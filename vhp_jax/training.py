@@ -7,7 +7,7 @@ resumed takes the same steps.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import flax.struct
 import jax
@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from vhp_jax import devices
 from vhp_jax.beta import BetaScheme, BetaState
 from vhp_jax.objectives import Objective, lagrangian
 from vhp_jax.types import Counter, Examples, Flag, Params, PRNGKey, PyTree, Scalar
@@ -262,7 +264,10 @@ def batch_indices(
 
 
 def make_train_loop(
-    train_step: TrainStep, batch_size: int, draw_batch: DrawBatch | None = None
+    train_step: TrainStep,
+    batch_size: int,
+    draw_batch: DrawBatch | None = None,
+    mesh: Mesh | None = None,
 ) -> TrainLoop:
     """Compiles `train_step` into a scan over many steps.
 
@@ -271,6 +276,8 @@ def make_train_loop(
       batch_size: B.
       draw_batch: makes the training examples of a step from the stored ones and a key
         of that step's own, such as binary draws of Bernoulli means; None leaves them.
+      mesh: whose devices share each batch; None for one device. The data are then whole
+        on every device, and the state as `devices.replicate` puts it.
 
     Returns:
       `train_loop(state, data, num_steps) -> (state, metrics)`: `state` is donated,
@@ -285,24 +292,29 @@ def make_train_loop(
         indices = batch_indices(
             keys.order, state.step, num_steps, batch_size, data.shape[0]
         )
-        step = _with_keys(train_step, draw_batch, keys)
+        step = _with_keys(train_step, draw_batch, keys, mesh)
         return lax.scan(lambda state, batch: step(state, data[batch]), state, indices)
 
     return train_loop
 
 
 def make_streamed_loop(
-    train_step: TrainStep, batch_size: int, draw_batch: DrawBatch | None = None
+    train_step: TrainStep,
+    batch_size: int,
+    draw_batch: DrawBatch | None = None,
+    mesh: Mesh | None = None,
 ) -> TrainLoop:
     """The loop of `make_train_loop` for data that stay on the host: the same steps.
 
     The batches of a call are gathered on the host and sent at once, so that the device
-    holds num_steps * B examples and no more. Compiled already; for one seed.
+    holds num_steps * B examples and no more; with several processes each gathers and
+    sends what its own devices hold. Compiled already; for one seed.
 
     Args:
       train_step: from `make_train_step`.
       batch_size: B.
       draw_batch: see `make_train_loop`.
+      mesh: see `make_train_loop`.
 
     Returns:
       `train_loop(state, data, num_steps) -> (state, metrics)`: `data` is a NumPy array
@@ -312,22 +324,27 @@ def make_streamed_loop(
     def take(
         state: TrainState, batches: Float[Array, "T B *example"]
     ) -> tuple[TrainState, StepMetrics]:
-        step = _with_keys(train_step, draw_batch, _split(state.key))
+        step = _with_keys(train_step, draw_batch, _split(state.key), mesh)
         return lax.scan(step, state, batches)
 
-    scan = jax.jit(take, donate_argnums=0)
+    scan = jax.jit(take, donate_argnums=0, **_outputs(mesh))
 
     def train_loop(
         state: TrainState, data: np.ndarray, num_steps: int
     ) -> tuple[TrainState, StepMetrics]:
         indices = np.asarray(_next_indices(state, num_steps, batch_size, len(data)))
-        return scan(state, data[indices])
+        if mesh is None:
+            return scan(state, data[indices])
+        return scan(state, devices.place_batches(data, indices, mesh))
 
     return train_loop
 
 
 def make_stepwise_loop(
-    train_step: TrainStep, batch_size: int, draw_batch: DrawBatch | None = None
+    train_step: TrainStep,
+    batch_size: int,
+    draw_batch: DrawBatch | None = None,
+    mesh: Mesh | None = None,
 ) -> TrainLoop:
     """The loop of `make_train_loop` with each step a call of its own: the same steps.
 
@@ -339,6 +356,7 @@ def make_stepwise_loop(
       train_step: from `make_train_step`.
       batch_size: B.
       draw_batch: see `make_train_loop`.
+      mesh: see `make_train_loop`.
 
     Returns:
       `train_loop(state, data, num_steps) -> (state, metrics)` as `jit_train_loop`'s.
@@ -347,16 +365,17 @@ def make_stepwise_loop(
     def step(
         state: TrainState, data: Float[Array, "N *example"], batch: Int[Array, "B"]
     ) -> tuple[TrainState, StepMetrics]:
-        keyed = _with_keys(train_step, draw_batch, _split(state.key))
+        keyed = _with_keys(train_step, draw_batch, _split(state.key), mesh)
         return keyed(state, data[batch])
 
-    compiled = jax.jit(step, donate_argnums=0)
+    compiled = jax.jit(step, donate_argnums=0, **_outputs(mesh))
 
     def train_loop(
         state: TrainState, data: Float[Array, "N *example"], num_steps: int
     ) -> tuple[TrainState, StepMetrics]:
         parts = []
-        for batch in _next_indices(state, num_steps, batch_size, data.shape[0]):
+        indices = _next_indices(state, num_steps, batch_size, data.shape[0])
+        for batch in np.asarray(indices):
             state, metrics = compiled(state, data, batch)
             parts.append(metrics)
         return state, jax.tree.map(lambda *values: jnp.stack(values), *parts)
@@ -386,11 +405,15 @@ def _next_indices(
 
 
 def _with_keys(
-    train_step: TrainStep, draw_batch: DrawBatch | None, keys: _Keys
+    train_step: TrainStep,
+    draw_batch: DrawBatch | None,
+    keys: _Keys,
+    mesh: Mesh | None,
 ) -> Callable[[TrainState, Examples], tuple[TrainState, StepMetrics]]:
-    """The step of a run with the keys that belong to it."""
+    """The step of a run with the keys that belong to it, its batch shared out."""
 
     def step(state: TrainState, x: Examples) -> tuple[TrainState, StepMetrics]:
+        x = devices.constrain_batch(x, mesh)
         if draw_batch is not None:
             x = draw_batch(jax.random.fold_in(keys.draws, state.step), x)
         return train_step(state, jax.random.fold_in(keys.steps, state.step), x)
@@ -398,13 +421,21 @@ def _with_keys(
     return step
 
 
-def jit_train_loop(train_loop: TrainLoop, num_seeds: int = 1) -> TrainLoop:
+def _outputs(mesh: Mesh | None) -> dict[str, Any]:
+    """For jit: states and metrics come out whole on every device."""
+    return {} if mesh is None else {"out_shardings": devices.whole(mesh)}
+
+
+def jit_train_loop(
+    train_loop: TrainLoop, num_seeds: int = 1, mesh: Mesh | None = None
+) -> TrainLoop:
     """Jits a loop; with several seeds the state has a leading seed axis.
 
     Args:
       train_loop: from `make_train_loop`.
       num_seeds: 1 for a plain state, more for a state stacked over seeds. Under vmap
         the phase gate becomes a select: same results, both branches computed.
+      mesh: the one that the loop was made with.
     """
 
     def loop(
@@ -414,4 +445,6 @@ def jit_train_loop(train_loop: TrainLoop, num_seeds: int = 1) -> TrainLoop:
             return train_loop(state, data, num_steps)
         return jax.vmap(lambda member: train_loop(member, data, num_steps))(state)
 
-    return jax.jit(loop, static_argnames="num_steps", donate_argnames="state")
+    return jax.jit(
+        loop, static_argnames="num_steps", donate_argnames="state", **_outputs(mesh)
+    )

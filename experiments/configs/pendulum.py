@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 1  # of initialisation, batches and noise; the data have their own
     config.num_seeds = 1  # runs seed, seed + 1, ... at once
+    config.mesh = 1  # devices that share a batch; 0: all, of all processes
 
     config.data = ConfigDict()
     config.data.name = "pendulum"

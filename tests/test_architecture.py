@@ -320,6 +320,10 @@ def load(name: str):
     return cli.load_config(name)
 
 
+# Keys of priors that no config has by default.
+OTHER_PRIORS = {"model.num_pseudo_inputs", "model.num_components"}
+
+
 def unread_keys(config, workdir: Path) -> set[str]:
     """Keys that neither training nor an interpolation reads."""
     from experiments import figures, runs
@@ -353,8 +357,7 @@ def test_every_config_key_is_read(tmp_path):
         "graph.num_neighbours": "19",
     }
     config = cli.load_config("pendulum", list(tiny.items()))
-    # The pseudo-inputs are another prior's.
-    assert unread_keys(config, tmp_path) == {"model.num_pseudo_inputs"}
+    assert unread_keys(config, tmp_path) == OTHER_PRIORS
 
 
 def test_spy_notes_what_is_read_and_no_more():

@@ -2,6 +2,7 @@
 #   make pendulum   installs, then trains the main example
 #   make test       installs, then runs the whole test suite
 #   make check      lint, format, types and the fast tests: what CI runs first
+#   make docs       installs, then builds the documentation site in build/docs
 
 VENV ?= .venv
 # The first interpreter that is new enough; PYTHON=... takes another one.
@@ -10,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do \
 	&& echo $$p && break; done)
 BIN := $(VENV)/bin
 
-.PHONY: pendulum test test-fast check lint types lock clean
+.PHONY: pendulum test test-fast check lint types docs lock clean
 
 pendulum: $(VENV)/.installed
 	$(BIN)/python -m experiments.train --config=pendulum
@@ -30,6 +31,12 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs
+	rm -rf build/docs docs/generated
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going \
+		--conf-dir docs . build/docs
+	@echo "wrote build/docs/index.html"
+
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 found; set PYTHON=" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -42,9 +49,13 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	@touch $@
 
+$(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	@touch $@
+
 # Newest versions of everything, for Python 3.11 and later. Needs uv.
 lock:
-	uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra test --extra docs --universal --python-version 3.11 \
 		--no-header --no-annotate --upgrade --output-file constraints.txt
 
 clean:

@@ -40,6 +40,7 @@ POSITIVE = {
     "model.latent_dim",
     "model.inner_dim",
     "model.num_pseudo_inputs",
+    "model.num_components",
     "model.dense",
     "model.posterior_scale_init",
     "model.decoder_scale_init",
@@ -275,6 +276,9 @@ def build_model(config: ConfigDict, dataset: Dataset) -> VAE:
             latent_dim=config.latent_dim,
             example_shape=shape,
             num_components=config.num_pseudo_inputs,
+        ),
+        "mixture": lambda: priors.MixturePrior(
+            config.latent_dim, config.num_components
         ),
         "standard_normal": lambda: priors.StandardNormal(config.latent_dim),
     }

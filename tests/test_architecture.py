@@ -3,8 +3,6 @@
 import ast
 import importlib
 import os
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -198,85 +196,6 @@ def test_exports_are_explicit_sorted_and_there(name):
     assert bound | lazy == set(module.__all__)
 
 
-# --- Commands in the documentation ---------------------------------------------------
-
-
-def flags_of(name: str) -> set[str]:
-    """Flags that experiments/NAME.py defines, or takes over from `distributed`."""
-    path = ROOT / "experiments" / f"{name}.py"
-    tree = ast.parse(path.read_text())
-    shared = name != "distributed" and "experiments.distributed" in imports(path)
-    return (flags_of("distributed") if shared else set()) | {
-        node.args[0].value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr.startswith("DEFINE_")
-    }
-
-
-def commands_in(text: str) -> list[list[str]]:
-    """Words of every `python -m experiments.X ...` of a text."""
-    text = re.sub(r"\\\n\s*", " ", text)
-    found = re.findall(r"python -m (experiments\.[a-z][^\n`#&|]*)", text)
-    return [shlex.split(re.sub(r"\[[^]]*\]", "", words)) for words in found]
-
-
-def check_command(words: list[str]) -> None:
-    name = words[0].removeprefix("experiments.")
-    known = flags_of(name) | {"help"}
-    config, overrides = "pendulum", []
-    for word in words[1:]:
-        if not word.startswith("--"):
-            break  # prose after the command
-        key, _, value = word.removeprefix("--").partition("=")
-        if key.startswith("config."):
-            overrides.append((key.removeprefix("config."), value))
-            continue
-        assert key in known, f"{name} has no flag --{key}"
-        if key == "config" and value.isidentifier() and value.islower():
-            config = value
-    cli.load_config(config, overrides)
-
-
-@each_file
-def test_commands_in_docstrings_exist(path):
-    for words in commands_in(ast.get_docstring(ast.parse(path.read_text())) or ""):
-        check_command(words)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(
-            ROOT / name,
-            marks=pytest.mark.skipif(
-                not (ROOT / name).exists(), reason=f"{name} is not there yet"
-            ),
-            id=name,
-        )
-        for name in (
-            "README.md",
-            "CONTRIBUTING.md",
-            "docs/pendulum.md",
-            "docs/devices.md",
-        )
-    ],
-)
-def test_commands_in_the_documentation_exist(path):
-    found = commands_in(path.read_text())
-    assert found or path.name != "README.md"
-    for words in found:
-        check_command(words)
-
-
-def test_commands_are_checked():
-    for bad in ("--confg=pendulum", "--config=pendulun", "--config.train.lr=1"):
-        (words,) = commands_in(f"text `python -m experiments.train {bad}` text")
-        with pytest.raises((AssertionError, cli.UsageError)):
-            check_command(words)
-
-
 # --- Config keys ---------------------------------------------------------------------
 
 CONFIGS = cli.config_names()
@@ -329,6 +248,10 @@ def load(name: str):
     return cli.load_config(name)
 
 
+# Keys of priors that no config has by default.
+OTHER_PRIORS = {"model.num_pseudo_inputs", "model.num_components"}
+
+
 def unread_keys(config, workdir: Path) -> set[str]:
     """Keys that neither training nor an interpolation reads."""
     from experiments import figures, runs
@@ -362,8 +285,7 @@ def test_every_config_key_is_read(tmp_path):
         "graph.num_neighbours": "19",
     }
     config = cli.load_config("pendulum", list(tiny.items()))
-    # The pseudo-inputs are another prior's.
-    assert unread_keys(config, tmp_path) == {"model.num_pseudo_inputs"}
+    assert unread_keys(config, tmp_path) == OTHER_PRIORS
 
 
 def test_spy_notes_what_is_read_and_no_more():

@@ -218,7 +218,7 @@ def test_bad_values_are_refused_by_name(key, value, tmp_path):
 
 def test_choices_are_listed():
     for key, names in {
-        "model.prior": ["standard_normal", "vamp", "vhp"],
+        "model.prior": ["mixture", "standard_normal", "vamp", "vhp"],
         "model.network": ["gated_conv", "gated_mlp", "relu_mlp"],
         "objective.name": ["iwae", "vhp"],
         "objective.constraint": ["mse_mean", "nll_mean"],

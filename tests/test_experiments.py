@@ -308,6 +308,7 @@ VARIANTS = [
     {"beta__scheme": "warm_up"},
     {"beta__scheme": "constant", "objective__constraint": "nll_mean"},
     {"objective__name": "iwae", "model__prior": "standard_normal"},
+    {"model__prior": "mixture", "model__num_components": "3"},
     {"objective__name": "iwae"},
 ]
 

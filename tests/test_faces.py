@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_architecture import unread_keys
+from test_architecture import OTHER_PRIORS, unread_keys
 from test_experiments import cached_programs, command
 
 from experiments import build, cli, figures, metrics, runs, tables
@@ -123,7 +123,7 @@ def test_a_straight_line_is_even_and_ends_where_the_path_does(cache):
 
 
 def test_every_key_of_the_chairs_config_is_read(cache, tmp_path):
-    assert unread_keys(load(cache), tmp_path) == {"model.num_pseudo_inputs"}
+    assert unread_keys(load(cache), tmp_path) == OTHER_PRIORS
 
 
 def test_default_pairs_of_views_are_nearest_to_the_wanted_ones(cache):

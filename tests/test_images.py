@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_architecture import Spy
+from test_architecture import OTHER_PRIORS, Spy
 from test_experiments import cached_programs, command
 
 from experiments import build, cli, figures, metrics, runs, tables
@@ -334,6 +334,7 @@ def test_patience_is_for_one_seed():
         ("static_mnist_mlp", "train.weight_decay", "-1", ">= 0, got -1.0"),
         ("static_mnist_mlp", "train.patience", "-1", ">= 0, got -1"),
         ("static_mnist_mlp", "model.num_pseudo_inputs", "0", "positive, got 0"),
+        ("static_mnist_mlp", "model.num_components", "0", "positive, got 0"),
     ],
 )
 def test_what_does_not_fit_a_config_is_one_line(name, key, value, wanted):
@@ -388,8 +389,8 @@ def test_every_key_of_an_image_config_is_read(name, tmp_path):
     run = runs.Run(spy)
     params = run.initial_state().params
     figures.Interpolation(run, params, figures.default_pairs(run), seed=0)
-    # The pseudo-inputs are another prior's; without targets there are no ends to seek.
-    unread = {"model.num_pseudo_inputs", "graph.start_targets", "graph.end_targets"}
+    # Without targets there are no ends to seek.
+    unread = OTHER_PRIORS | {"graph.start_targets", "graph.end_targets"}
     assert {key for key, _ in cli.flatten(config)} - seen <= unread
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_architecture import unread_keys
+from test_architecture import OTHER_PRIORS, unread_keys
 from test_data_mocap import tiny  # noqa: F401, a fixture
 from test_experiments import cached_programs, command, import_command
 
@@ -180,7 +180,7 @@ def test_measures_of_other_data_are_refused_in_one_line(tmp_path):
 
 
 def test_every_key_of_the_motion_config_is_read(tmp_path):
-    assert unread_keys(load(), tmp_path) == {"model.num_pseudo_inputs"}
+    assert unread_keys(load(), tmp_path) == OTHER_PRIORS
 
 
 def test_bodies_are_drawn_and_not_images():

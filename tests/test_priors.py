@@ -22,6 +22,7 @@ from vhp_jax.networks import Flat, NormalMLP
 from vhp_jax.objectives import iw_bound
 from vhp_jax.priors import (
     HierarchicalPrior,
+    MixturePrior,
     Prior,
     StandardNormal,
     VampPrior,
@@ -199,7 +200,7 @@ def test_standard_normal_learns_nothing_and_samples_itself():
     )
 
 
-@pytest.mark.parametrize("prior", [StandardNormal(2), LINEAR_PRIOR])
+@pytest.mark.parametrize("prior", [StandardNormal(2), MixturePrior(2), LINEAR_PRIOR])
 def test_priors_follow_the_protocol_and_can_be_static_arguments(prior):
     assert isinstance(prior, Prior)
     assert prior.latent_dim == 2
@@ -441,3 +442,102 @@ def test_pseudo_inputs_start_with_the_statistics_of_the_data():
     assert (drawn.shape, drawn.dtype) == ((10_000, 2), np.float32)
     np.testing.assert_allclose(drawn.mean(axis=0), mean, atol=0.015)
     np.testing.assert_allclose(drawn.std(axis=0), scale, atol=0.01)
+
+
+# --- Mixture of Gaussians ------------------------------------------------------------
+
+MIXTURE = MixturePrior(2, num_components=3)
+SHARES = np.array([0.2, 0.5, 0.3])
+MEANS = np.array([[-1.5, 0.5], [1.0, 2.0], [0.5, -1.0]])
+SCALES = np.array([[0.5, 0.8], [0.3, 0.6], [1.0, 0.4]])
+MIXED = Params(
+    {},
+    {},
+    {
+        "logits": jnp.float32(np.log(SHARES) + 3.0),  # only differences count
+        "mean": jnp.float32(MEANS),
+        "log_scale": jnp.float32(np.log(SCALES)),
+    },
+)
+
+
+def mixture_terms(z):
+    """log w_c N(z; mu_c, sigma_c) in float64, [B, C]."""
+    log_p = stats.norm.logpdf(np.float64(z)[:, None], MEANS, SCALES).sum(axis=-1)
+    return np.log(SHARES) + log_p
+
+
+def test_mixture_is_the_sum_of_its_weighted_normals():
+    log_w = weights(MIXTURE, MIXED, POINTS, 7)
+    assert log_w.shape == (1, len(POINTS))  # exact: one weight is enough
+    np.testing.assert_allclose(
+        log_w[0], logsumexp(mixture_terms(POINTS), axis=1), rtol=1e-5
+    )
+
+
+def test_mixture_integrates_to_one():
+    axis, step = np.linspace(-7.0, 7.0, 281, retstep=True)
+    z = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2).astype(np.float32)
+    mass = np.exp(weights(MIXTURE, MIXED, z, 1)).sum() * step**2
+    np.testing.assert_allclose(mass, 1.0, atol=1e-5)
+
+
+def test_mixture_of_one_unit_normal_is_the_standard_normal():
+    zeros = {"logits": jnp.zeros(1), "mean": jnp.zeros((1, 2))}
+    params = Params({}, {}, zeros | {"log_scale": jnp.zeros((1, 2))})
+    one, normal = MixturePrior(2, 1), StandardNormal(2)
+    z = np.float32(40.0) * POINTS  # density 0 in float32, log-density not
+    np.testing.assert_allclose(
+        weights(one, params, z, 1), weights(normal, params, z, 1), rtol=1e-6
+    )
+
+
+def test_mixture_draws_components_by_weight():
+    """Moments, and the share of draws that fall to each component."""
+    num = 100_000
+    z = np.asarray(MIXTURE.sample(MIXED, jax.random.key(0), num), np.float64)
+    assert z.shape == (num, 2)
+    mean = SHARES @ MEANS
+    second = SHARES @ (SCALES**2 + MEANS**2)
+    for drawn, wanted in ((z, mean), (z**2, second)):
+        error = drawn.std(axis=0) / np.sqrt(num)
+        assert (np.abs(drawn.mean(axis=0) - wanted) < 5.0 * error).all()
+    terms = mixture_terms(z)
+    shares = np.exp(terms - logsumexp(terms, axis=1, keepdims=True)).mean(axis=0)
+    np.testing.assert_allclose(shares, SHARES, atol=5 * 0.5 / np.sqrt(num))
+
+
+def test_mixture_learns_by_the_responsibilities():
+    """d log p(z) by logit: r_c - w_c; by mean: r_c (z - mu_c) / sigma_c^2; ..."""
+
+    def total(params):
+        key = jax.random.key(0)
+        return MIXTURE.log_weights(params, key, jnp.asarray(POINTS), 1).sum()
+
+    found = jax.jit(jax.grad(total))(MIXED).prior
+    terms = mixture_terms(POINTS)
+    r = np.exp(terms - logsumexp(terms, axis=1, keepdims=True))  # [B, C]
+    standardised = (POINTS[:, None] - MEANS) / SCALES  # [B, C, D]
+    wanted = {
+        "logits": (r - SHARES).sum(axis=0),
+        "mean": (r[..., None] * standardised / SCALES).sum(axis=0),
+        "log_scale": (r[..., None] * (standardised**2 - 1.0)).sum(axis=0),
+    }
+    chex.assert_trees_all_close(found, jax.tree.map(jnp.float32, wanted), rtol=1e-3)
+
+
+def test_mixture_starts_near_the_standard_normal_with_components_apart():
+    start = MixturePrior(3, num_components=20_000).init(jax.random.key(0))
+    assert jax.tree.map(jnp.shape, start) == {
+        "logits": (20_000,),
+        "mean": (20_000, 3),
+        "log_scale": (20_000, 3),
+    }
+    np.testing.assert_array_equal(start["logits"], 0.0)
+    mean, scale = np.asarray(start["mean"]), np.exp(start["log_scale"])
+    np.testing.assert_allclose(mean.mean(axis=0), 0.0, atol=5 * np.sqrt(0.5 / 20_000))
+    covariance = np.cov(mean, rowvar=False) + np.diag((scale**2).mean(axis=0))
+    np.testing.assert_allclose(
+        covariance, np.eye(3), atol=5 * 0.5 * np.sqrt(2 / 20_000)
+    )
+    np.testing.assert_allclose(scale**2, 0.5, rtol=1e-6)  # and 0.5 is the means'

@@ -193,7 +193,7 @@ class Checkpointer:
         Args:
           step: one of `steps()`.
           like: a state of the wanted structure, shapes and dtypes; its leaves are
-            arrays or `jax.ShapeDtypeStruct`s and their values are not looked at.
+            arrays or `jax.ShapeDtypeStruct` and their values are not looked at.
 
         Returns:
           A state of the structure of `like` with the saved values, bit for bit: NumPy

@@ -190,6 +190,55 @@ class VampPrior:
         return jax.tree.map(lambda field: field[chosen], q_z).sample(key_z)
 
 
+@dataclasses.dataclass(frozen=True)
+class MixturePrior:
+    """p(z) = sum_c w_c N(z; mu_c, diag(sigma_c^2)): a mixture of Gaussians.
+
+    Weights, means and scales are learned directly; no network is involved.
+
+    Attributes:
+      latent_dim: dimensions D of z.
+      num_components: C.
+    """
+
+    latent_dim: int
+    num_components: int = 500
+
+    def init(self, key: PRNGKey) -> PyTree:
+        """Equal weights; means and scales make half of a variance of 1 each."""
+        shape = (self.num_components, self.latent_dim)
+        return {
+            "logits": jnp.zeros(self.num_components),
+            "mean": math.sqrt(0.5) * jax.random.normal(key, shape),
+            "log_scale": jnp.full(shape, 0.5 * math.log(0.5)),
+        }
+
+    def components(self, params: Params) -> DiagonalNormal:
+        """The C normals, mean and log-scale float32 [C, D]."""
+        return DiagonalNormal(params.prior["mean"], params.prior["log_scale"])
+
+    def log_weights(
+        self, params: Params, key: PRNGKey, z: Latents, num_samples: int
+    ) -> LogWeights:
+        """Exact log p(z), float32 [1, B]."""
+        del key, num_samples
+        normals = self.components(params)
+        log_w = jax.nn.log_softmax(params.prior["logits"])  # [C]
+        log_p = jax.vmap(lambda z: jax.vmap(lambda q: q.log_prob(z))(normals))(z)
+        return jax.nn.logsumexp(log_w[None] + log_p, axis=1)[None]  # of [B, C]
+
+    def sample(
+        self, params: Params, key: PRNGKey, num_samples: int
+    ) -> Float[Array, "N D"]:
+        """A component by its weight, then a draw from it."""
+        key_component, key_z = jax.random.split(key)
+        chosen = jax.random.categorical(
+            key_component, params.prior["logits"], shape=(num_samples,)
+        )
+        normals = self.components(params)
+        return jax.tree.map(lambda field: field[chosen], normals).sample(key_z)
+
+
 def init_pseudo_inputs(
     key: PRNGKey,
     mean: Float[ArrayLike, "*example"],

@@ -50,6 +50,7 @@ _CLASSES = {
         networks.GaussianDecoder,
         networks.NormalMLP,
         priors.HierarchicalPrior,
+        priors.MixturePrior,
         priors.StandardNormal,
         priors.VampPrior,
     )

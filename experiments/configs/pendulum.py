@@ -33,8 +33,9 @@ def get_config() -> ConfigDict:
     config.model.latent_dim = 2  # z
     config.model.inner_dim = 2  # zeta
     config.model.hidden = (256, 256, 256, 256)  # of all four networks
-    config.model.prior = "vhp"  # or vamp, standard_normal
+    config.model.prior = "vhp"  # or vamp, mixture, standard_normal
     config.model.num_pseudo_inputs = 500  # of vamp
+    config.model.num_components = 500  # of mixture
     config.model.initialisation = "looks_linear"  # or he
     config.model.start = "principal"  # the linear VAE's optimum; or centred, random
     config.model.encoder_head_scale = 0.3

@@ -27,8 +27,9 @@ def get_config() -> ConfigDict:
     config.model.log_scale_range = (-3.0, 1.0)  # of all three normals
     config.model.latent_dim = 32  # z
     config.model.inner_dim = 32  # zeta
-    config.model.prior = "vhp"  # or vamp, standard_normal
+    config.model.prior = "vhp"  # or vamp, mixture, standard_normal
     config.model.num_pseudo_inputs = 500  # of vamp
+    config.model.num_components = 500  # of mixture
 
     config.objective = ConfigDict()
     config.objective.name = "vhp"  # or iwae

@@ -1,6 +1,7 @@
 # Each target makes the environment that it needs. Needs Python >= 3.11, git and make.
 #   make pendulum   installs, then trains the main example
 #   make test       installs, then runs the whole test suite
+#   make notebooks  installs, then executes colab/*.py into colab/*.ipynb, quick ones
 #   make check      lint, format, types and the fast tests: what CI runs first
 #   make docs       installs, then builds the documentation site in build/docs
 
@@ -11,10 +12,13 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do \
 	&& echo $$p && break; done)
 BIN := $(VENV)/bin
 
-.PHONY: pendulum test test-fast check lint types docs lock clean
+.PHONY: pendulum notebooks test test-fast check lint types docs lock clean
 
 pendulum: $(VENV)/.installed
 	$(BIN)/python -m experiments.train --config=pendulum
+
+notebooks: $(VENV)/.installed-test
+	VHP_QUICK=1 $(BIN)/python -m experiments.notebooks
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
@@ -46,7 +50,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,notebooks]"
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml constraints.txt
@@ -55,8 +59,9 @@ $(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml constraints.txt
 
 # Newest versions of everything, for Python 3.11 and later. Needs uv.
 lock:
-	uv pip compile pyproject.toml --extra test --extra docs --universal --python-version 3.11 \
-		--no-header --no-annotate --upgrade --output-file constraints.txt
+	uv pip compile pyproject.toml --extra test --extra notebooks --extra docs \
+		--universal --python-version 3.11 --no-header --no-annotate --upgrade \
+		--output-file constraints.txt
 
 clean:
 	rm -rf $(VENV)

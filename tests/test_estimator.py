@@ -84,9 +84,11 @@ def test_what_is_fitted_is_there(fitted):
         "distortion",
         "rate",
         "constraint",
+        "kappa_squared",
         "beta",
         "initial_phase",
     }
+    assert list(fitted.history_["kappa_squared"]) == [25.0]
     assert list(fitted.history_["step"]) == [6]
     assert not fitted.history_["initial_phase"][-1]
 
@@ -225,6 +227,25 @@ def test_samples_repeat_and_follow_their_own_seed(fitted):
     np.testing.assert_array_equal(fitted.sample(4, random_state=5), other)
 
 
+def test_samples_are_decoded_draws_of_the_prior(fitted):
+    drawn = fitted.sample_latent(300)
+    assert (drawn.shape, drawn.dtype) == ((300, 2), np.float32)
+    np.testing.assert_array_equal(fitted.sample(300), fitted.inverse_transform(drawn))
+    other = fitted.sample_latent(3, random_state=5)
+    np.testing.assert_array_equal(
+        fitted.sample(3, random_state=5), fitted.inverse_transform(other)
+    )
+
+
+def test_encode_has_mean_and_scale_of_the_posterior(fitted):
+    codes = fitted.encode(ROWS)
+    np.testing.assert_array_equal(codes.mean, fitted.transform(ROWS))
+    scaled = ((ROWS - fitted.mean_) / fitted.scale_).astype(np.float32)
+    wanted = jax.jit(fitted.model_.encode)(fitted.params_, scaled)
+    np.testing.assert_allclose(codes.scale, wanted.scale, rtol=1e-5)
+    assert codes.scale.shape == (60, 2)
+
+
 def test_an_interpolation_joins_the_reconstructions_of_its_ends(fitted):
     path = fitted.interpolate(ROWS[0], ROWS[1], num=7, num_nodes=50, num_neighbours=5)
     assert path.shape == (7, 3)
@@ -264,6 +285,8 @@ def test_nothing_is_used_before_it_is_fitted(tmp_path):
     model = VHP()
     for use in (
         lambda: model.transform(ROWS),
+        lambda: model.encode(ROWS),
+        lambda: model.sample_latent(2),
         lambda: model.inverse_transform(ROWS),
         lambda: model.sample(2),
         lambda: model.log_likelihood(ROWS),

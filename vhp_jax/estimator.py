@@ -290,7 +290,9 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             length = min(INTERVAL, self.max_steps - done)
             state, metrics = loop(state, data, num_steps=length)
             done += length
-            columns.append(_summary(done, jax.tree.map(np.asarray, metrics)))
+            columns.append(
+                _summary(done, self.kappa_, jax.tree.map(np.asarray, metrics))
+            )
             last = columns[-1]
             self._say(2, _progress(last, self.max_steps, self.kappa_))
             if not math.isfinite(last["loss"]):
@@ -371,6 +373,10 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def transform(self, X: Any) -> np.ndarray:
         """Means of q(z|x), float32 [N, latent_dim]."""
+        return self.encode(X).mean
+
+    def encode(self, X: Any) -> evaluation.Encodings:
+        """Means and standard deviations of q(z|x), float32 [N, latent_dim] each."""
         check_is_fitted(self)
         return self._encode(self._scaled(X))
 
@@ -403,8 +409,17 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
           random_state: of the draws; None for the one that the model was fitted with,
             which gives the same samples each time.
         """
+        return self.inverse_transform(self.sample_latent(num, random_state))
+
+    def sample_latent(self, num: int = 1, random_state: Any = None) -> np.ndarray:
+        """Draws of z from the learned prior, float32 [num, latent_dim].
+
+        Args:
+          num: how many.
+          random_state: as of `sample`, which decodes the same draws.
+        """
         check_is_fitted(self)
-        return self.inverse_transform(self._draw(num, random_state))
+        return self._draw(num, random_state)
 
     def log_likelihood(self, X: Any, num_samples: int = 500) -> np.ndarray:
         """Importance-sampled log p(x) of each example, nats, float64 [N].
@@ -463,7 +478,7 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if not (isinstance(num, numbers.Integral) and num >= 2):
             raise ValueError(f"num must be at least 2, got {num!r}")
         ends = [np.asarray(end).reshape(1, *self.example_shape_) for end in (a, b)]
-        start, end = self._encode(self._scaled(np.concatenate(ends)))
+        start, end = self._encode(self._scaled(np.concatenate(ends))).mean
         nodes = self._draw(num_nodes, None)
         built = graph.build_graph(nodes, num_neighbours)
         if (parts := len(built.component_sizes)) > 1:
@@ -593,12 +608,13 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         array = self._examples(X, reset=False)
         return custom.Units("", self.mean_, self.scale_, "").apply(array)
 
-    def _encode(self, examples: np.ndarray) -> np.ndarray:
+    def _encode(self, examples: np.ndarray) -> evaluation.Encodings:
         parts = [
-            evaluation.encode_dataset(self.model_, self.params_, part, ROWS).mean
+            evaluation.encode_dataset(self.model_, self.params_, part, ROWS)
             for part in _in_rows(examples)
         ]
-        return np.concatenate(parts)[: len(examples)]
+        fields = (np.concatenate(field) for field in zip(*parts, strict=True))
+        return evaluation.Encodings(*(field[: len(examples)] for field in fields))
 
     def _draw(self, num: int, random_state: Any) -> np.ndarray:
         """Samples of z from the prior, float32 [num, latent_dim]."""
@@ -663,7 +679,9 @@ def _in_rows(array: np.ndarray) -> Iterable[np.ndarray]:
     return padded.reshape(-1, ROWS, *array.shape[1:])
 
 
-def _summary(step: int, metrics: training.StepMetrics) -> dict[str, float]:
+def _summary(
+    step: int, kappa: float, metrics: training.StepMetrics
+) -> dict[str, float]:
     """One entry of the history, named as the lines of metrics.jsonl are."""
     return {
         "step": step,
@@ -671,6 +689,7 @@ def _summary(step: int, metrics: training.StepMetrics) -> dict[str, float]:
         "distortion": float(metrics.distortion.mean()),
         "rate": float(metrics.rate.mean()),
         "constraint": float(metrics.constraint[-1]),
+        "kappa_squared": kappa**2,
         "beta": float(metrics.beta[-1]),
         "initial_phase": bool(metrics.initial_phase[-1]),
     }

@@ -133,20 +133,9 @@ $$ \log p(x) \ge \mathbb{E}_{q_\phi(z|x)} \Big[ \log p_\theta(x|z) - \log q_\phi
 Each batch is cut into as many parts as there are devices.
 """
 
-
 # %%
-def share_out(config):
-    """Sets the config so that each batch is shared out over all devices."""
-    # MAINTAINERS: once every config has `mesh`, only its line below is wanted.
-    devices = jax.device_count()
-    if "mesh" in config:
-        config.mesh = devices
-        config.train.batch_size += -config.train.batch_size % devices
-    else:
-        print(f"no config.mesh in this version: trained on 1 of {devices} devices")
-
-
-share_out(config)
+config.mesh = jax.device_count()
+config.train.batch_size += -config.train.batch_size % config.mesh
 if QUICK:
     config.train.num_steps = 1_500
     config.train.eval_every = config.train.checkpoint_every = 500

@@ -142,6 +142,9 @@ COUNTS = np.concatenate([GENERATOR.integers(0, 17, (50, 8)), [[0] * 8, [16] * 8]
         (FLAT_IMAGES.reshape(50, 3, 3), "bernoulli", 1.0),
         (SHARES.reshape(50, 2, 2), "bernoulli", 1.0),  # images at all
         ((255 * SHARES).astype(np.uint8).reshape(50, 2, 2, 1), "bernoulli", 255.0),
+        # Whole numbers: bytes as others store them, or a smaller scale of greys.
+        ((255 * SHARES).round().reshape(50, 2, 2), "bernoulli", 255.0),
+        (COUNTS.reshape(-1, 2, 4).astype(float), "bernoulli", 16.0),
         (SHARES, "gaussian", None),
         (-BINARY, "gaussian", None),
         (COUNTS, "gaussian", None),

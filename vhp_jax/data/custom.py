@@ -121,13 +121,29 @@ def _raggedness(values: Iterable[Any]) -> str:
     return "ragged, wanted examples of one shape"
 
 
+def _full_scale(
+    examples: np.ndarray, least: float, largest: float
+) -> tuple[float, str]:
+    """The value that is a Bernoulli mean of 1, and what to call the values."""
+    is_byte, is_image = examples.dtype == np.uint8, examples.ndim > 2
+    whole = examples.dtype.kind in "biu" or bool((examples == np.rint(examples)).all())
+    if not (
+        whole and least >= 0.0 and 1.0 < largest <= 255.0 and (is_byte or is_image)
+    ):
+        return 1.0, "in [0, 1]"
+    if is_byte or largest > 127.0:
+        return 255.0, "bytes"
+    return largest, f"whole numbers from 0 to {largest:g}"
+
+
 def choose_units(
     examples: np.ndarray, likelihood: str = "auto", scaling: str = "auto"
 ) -> Units:
     """Chooses likelihood and scaling by the data where they are "auto".
 
     Bernoulli where all values lie in [0, 1] and are binary, images, or at least a
-    tenth 0 or 1 as in flattened images; bytes count as 255ths. Else Gaussian, each
+    tenth 0 or 1 as in flattened images; bytes count as 255ths, and so do whole numbers
+    of images, or as parts of the largest where that is below 128. Else Gaussian, each
     column with mean 0 and standard deviation 1; but one scale for all columns of images
     and of rows most of whose columns have the same least and largest value.
 
@@ -150,15 +166,8 @@ def choose_units(
     least, largest = float(examples.min()), float(examples.max())
     if least == largest:
         raise DataError(f"all values are {least:g}, wanted columns that vary")
-    whole = examples.dtype.kind in "biu" or bool((examples == np.rint(examples)).all())
     is_image = len(shape) > 1
-    in_bytes = (
-        whole
-        and least >= 0.0
-        and 1.0 < largest <= 255.0
-        and (examples.dtype == np.uint8 or is_image)
-    )
-    top = 255.0 if in_bytes else 1.0
+    top, values = _full_scale(examples, least, largest)
     extreme = float(((examples == 0) | (examples == top)).mean())
     fits = least >= 0.0 and largest <= top
     if likelihood == "bernoulli" and not fits:
@@ -168,7 +177,7 @@ def choose_units(
     if likelihood == "bernoulli" or (
         likelihood == "auto" and fits and (is_image or extreme >= EXTREME)
     ):
-        values = "bytes" if in_bytes else "binary" if extreme == 1.0 else "in [0, 1]"
+        values = "binary" if top == extreme == 1.0 else values
         return Units(
             "bernoulli",
             np.zeros(shape),

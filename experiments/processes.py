@@ -31,6 +31,7 @@ from vhp_jax.data import DataError
 HEARTBEAT_SECONDS = 20.0  # of silence, after which a process is given up
 START_SECONDS = 120.0  # for all processes to find each other
 GRACE_SECONDS = 3.0  # for a process to end by itself after another has
+LEAVE_SECONDS = 10.0  # that the leader, who is the coordinator, stays for the others
 OWN_ERRORS = (cli.UserError, cli.UsageError, CheckpointError, DataError, OSError)
 RESUMABLE = (
     "the checkpoints stay: start all processes again, or another number, to go on"
@@ -55,6 +56,7 @@ class Group:
         self.index, self.size = index, size
         self.signum: int | None = None
         self._peers: dict[int, _Peer] = {}
+        self._listeners: list[threading.Thread] = []
         self._closed = threading.Event()
 
     @property
@@ -87,7 +89,14 @@ class Group:
         for peer in self._peers.values():
             with contextlib.suppress(OSError):
                 peer.send(message)
+        if not self.leads:
+            return  # the connection ends with this process, and not before
+        for peer in self._peers.values():
             peer.close()
+        # A process aborts if JAX finds its coordinator gone while it leaves.
+        deadline = time.monotonic() + LEAVE_SECONDS
+        for listener in self._listeners:
+            listener.join(max(0.0, deadline - time.monotonic()))
 
     # --- What is said --------------------------------------------------------------
 
@@ -199,6 +208,7 @@ class Group:
             listener = threading.Thread(
                 target=self._listen_to, args=(index, peer), daemon=True
             )
+            self._listeners.append(listener)
             listener.start()
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -221,6 +231,9 @@ class Group:
                 self.signum = message["signal"]
             elif "end" in message:
                 self._hear_end(index, peer, message)
+                with contextlib.suppress(OSError, ValueError):
+                    while True:  # until the process is gone
+                        peer.receive()
                 return
             elif message:
                 peer.said.put(message)
@@ -232,7 +245,7 @@ class Group:
         code = int(message["end"])
         if code == 0 and not self.leads:
             return
-        time.sleep(GRACE_SECONDS)
+        self._closed.wait(GRACE_SECONDS)
         self._leave(f"process {index} ended: {message.get('why', f'exit {code}')}")
 
     def _leave(self, why: str) -> None:

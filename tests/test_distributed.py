@@ -200,6 +200,7 @@ def pair(monkeypatch):
     ended = []
     monkeypatch.setattr(processes, "HEARTBEAT_SECONDS", 0.8)
     monkeypatch.setattr(processes, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(processes, "LEAVE_SECONDS", 0.4)
     monkeypatch.setattr(processes, "_exit", ended.append)
     leader, follower = Group(0, 2), Group(1, 2)
     door = leader.listen()
@@ -232,6 +233,22 @@ def test_orders_words_and_a_good_end(pair):
     with follower:
         assert list(follower.orders(cli.StopSignal())) == [{"steps": 3}]
     time.sleep(0.5)
+    assert ended == []
+
+
+def test_the_leader_leaves_last(pair, monkeypatch):
+    monkeypatch.setattr(processes, "LEAVE_SECONDS", 60.0)
+    leader, follower, ended = pair
+    left = threading.Thread(target=leader.__exit__, args=(None, None, None))
+    left.start()
+    with follower:
+        assert list(follower.orders(cli.StopSignal())) == []
+    left.join(0.5)
+    assert left.is_alive()  # the follower's process is still there
+    for peer in follower._peers.values():
+        peer.close()  # as the end of the process does
+    left.join(10.0)
+    assert not left.is_alive()
     assert ended == []
 
 

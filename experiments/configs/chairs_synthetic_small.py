@@ -2,7 +2,8 @@
 
 Command:   python -m experiments.train --config=chairs_synthetic_small
 Hardware:  2 CPU cores; 25 minutes on one with other jobs beside it
-Expected:  C_hat 0.013 at the end, kappa^2 is 0.04
+Expected:  C_hat 0.013 at the end, kappa^2 is 0.04; largest step along graph paths
+           0.044, sharpness 0.031 (`evaluate --metrics=interpolation`)
 """
 
 from ml_collections import ConfigDict

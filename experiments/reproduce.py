@@ -485,7 +485,9 @@ TARGETS = {
     "fig6": one(MOTION, MOTION_ROWS, "fig6_graphs", latent_graphs),
     "fig7": one(MOTION, MOTION_ROWS, "fig7_strips", lambda *of: path_strips(*of, 0)[0]),
     "fig8": Target(MOTION, MOTION_ROWS, None, fig8),
-    "fig10_later": over_training("VHP + REWO (App. B.1)", "fig10_rewo_alternative"),
+    "fig10_later": over_training(
+        "VHP + REWO (App. B.1)", "fig10_later_rewo_alternative"
+    ),
     "fig12": over_training("VHP", "fig12_vhp"),
     "fig13": over_training("VHP + WU (20 epochs)", "fig13_wu20"),
     "fig14": over_training("VHP + WU (200 epochs)", "fig14_wu200"),

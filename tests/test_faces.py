@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_architecture import OTHER_PRIORS, unread_keys
@@ -116,9 +117,8 @@ def test_a_straight_line_is_even_and_ends_where_the_path_does(cache):
     line, path = found.straight_frames(0, 5), found.even_frames(0, 5)
     np.testing.assert_allclose(line[[0, -1]], path[[0, -1]], atol=1e-6)
     points = found.paths[0].points
-    middle = run.experiment.model.reconstruct(
-        params, np.float32(points[[0, -1]].mean(axis=0))[None]
-    )
+    centre = jnp.asarray(points[[0, -1]].mean(axis=0), jnp.float32)
+    middle = run.experiment.model.reconstruct(params, centre[None])
     np.testing.assert_allclose(line[2].ravel(), np.ravel(middle), atol=1e-6)
 
 

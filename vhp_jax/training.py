@@ -377,6 +377,8 @@ def make_stepwise_loop(
         indices = _next_indices(state, num_steps, batch_size, data.shape[0])
         for batch in np.asarray(indices):
             state, metrics = compiled(state, data, batch)
+            if mesh is not None:  # steps in flight together wait for each other forever
+                jax.block_until_ready(metrics)
             parts.append(metrics)
         return state, jax.tree.map(lambda *values: jnp.stack(values), *parts)
 

@@ -186,6 +186,7 @@ class Interpolation:
       graph: neighbour graph over prior samples, its components bridged.
       num_bridges: how many bridges that took.
       pairs: (start, end) test indices.
+      view: how the frames are drawn.
       paths: one per pair.
       frames: decoded paths as they are drawn, each [L, ...].
       jumps: bool [L - 1] each.
@@ -202,6 +203,7 @@ class Interpolation:
                     f"no test example {index}; wanted 0 to {len(examples) - 1}"
                 )
         self.pairs = pairs
+        self.view = views.view(run.experiment.dataset)
         self.graph, self.num_bridges = prior_graph(run, params, jax.random.key(seed))
         starts, ends = (
             evaluation.encode_dataset(model, params, examples[list(side)]).mean
@@ -213,11 +215,10 @@ class Interpolation:
         self.jumps = [graph.find_jumps(frames) for frames in self.frames]
 
     def _decode(self, points: np.ndarray) -> np.ndarray:
-        experiment = self._run.experiment
         z = jnp.asarray(points, jnp.float32)
         with jax.default_matmul_precision("highest"):
-            decoded = experiment.model.reconstruct(self._params, z)
-        return views.view(experiment.dataset).frames(np.asarray(decoded))
+            decoded = self._run.experiment.model.reconstruct(self._params, z)
+        return self.view.frames(np.asarray(decoded))
 
     def even_frames(self, number: int, num: int) -> np.ndarray:
         """`num` frames of a path, evenly spaced in latent space."""
@@ -277,11 +278,10 @@ def default_pairs(run: runs.Run) -> list[tuple[int, int]]:
     return [(nearest(start, 0.25), nearest(end, 0.75)) for start, end in ends]
 
 
-def strips(
-    view: views.View, interpolations: Mapping[str, Interpolation], number: int = 0
-) -> Figure:
+def strips(interpolations: Mapping[str, Interpolation], number: int = 0) -> Figure:
     """Figs. 4, 7 and 19: one path of each method, jumps boxed."""
-    return view.strips(
+    first, *_ = interpolations.values()
+    return first.view.strips(
         {name: found.frames[number] for name, found in interpolations.items()},
         {name: found.jumps[number] for name, found in interpolations.items()},
     )

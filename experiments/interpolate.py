@@ -98,7 +98,7 @@ def main() -> None:
     arrays = {f"points_{i}": path.points for i, path in enumerate(interpolation.paths)}
     arrays["pairs"] = np.array(interpolation.pairs)
     runs.write_npz(workdir / "interpolation.npz", **arrays)
-    view = views.view(dataset)
+    view = interpolation.view
     drawn = {"strip": view.strips(strips, jumps)}
     if run.experiment.model.latent_dim == 2:
         panel = interpolation.panel(workdir.name)

@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import cli, figures, metrics, runs, tables, views
+from experiments import cli, figures, metrics, runs, tables
 from experiments.tables import TABLES, Row, Table
 from vhp_jax import evaluation, graph, plotting
 
@@ -305,8 +305,7 @@ def latent_spaces(table: Table, names: list[str]) -> Figure:
 def path_strips(table: Table, names: list[str], *numbers: int) -> list[Figure]:
     """Decoded paths of each row, by the number of the default pair."""
     found = interpolations(table, names)
-    view = views.view(restored(table, names[0]).run.experiment.dataset)
-    return [figures.strips(view, found, number) for number in numbers]
+    return [figures.strips(found, number) for number in numbers]
 
 
 COMPARED = ["VHP + REWO", "VHP + GECO", "IWAE (L=1)"]
@@ -400,14 +399,14 @@ def shape_strips(table: Table, *numbers: int) -> list[Figure]:
     """
     names = [row.name for row in table.rows]
     found = interpolations(table, names)
-    view = views.view(restored(table, names[0]).run.experiment.dataset)
+    first = found[names[0]]
     drawn = []
     for number in numbers:
         frames = {name: i.even_frames(number, 14) for name, i in found.items()}
-        straight = found[names[0]].straight_frames(number, 14)
+        straight = first.straight_frames(number, 14)
         frames[f"{names[0]}, straight line"] = straight
         jumps = {name: graph.find_jumps(strip) for name, strip in frames.items()}
-        drawn.append(view.strips(frames, jumps))
+        drawn.append(first.view.strips(frames, jumps))
     return drawn
 
 

@@ -7,11 +7,11 @@ Expected:  not run yet
 
 from ml_collections import ConfigDict
 
-from experiments.configs import chairs, faces
+from experiments.configs import as_iwae, chairs
 
 
 def get_config() -> ConfigDict:
     """Returns `chairs` with the IWAE bound."""
     config = chairs.get_config()
-    faces.as_iwae(config)
+    as_iwae(config)
     return config

@@ -7,11 +7,11 @@ Expected:  not run yet
 
 from ml_collections import ConfigDict
 
-from experiments.configs import chairs_synthetic, faces
+from experiments.configs import as_iwae, chairs_synthetic
 
 
 def get_config() -> ConfigDict:
     """Returns `chairs_synthetic` with the IWAE bound."""
     config = chairs_synthetic.get_config()
-    faces.as_iwae(config)
+    as_iwae(config)
     return config

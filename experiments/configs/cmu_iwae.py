@@ -8,14 +8,11 @@ Expected:  smoothness 0.24 degrees per squared step, neighbours 0.996, squared
 
 from ml_collections import ConfigDict
 
-from experiments.configs import cmu_vhp
+from experiments.configs import as_iwae, cmu_vhp
 
 
 def get_config() -> ConfigDict:
     """Returns `cmu_vhp` with the IWAE bound."""
     config = cmu_vhp.get_config()
-    config.model.prior = "standard_normal"
-    config.objective.name = "iwae"
-    config.beta.scheme = "constant"
-    config.beta.init = 1.0
+    as_iwae(config)
     return config

@@ -51,12 +51,3 @@ def shrink(config: ConfigDict) -> None:
     config.train.batch_size = 32
     config.train.num_steps = 5_000
     config.graph.num_nodes = 2_000
-
-
-def as_iwae(config: ConfigDict, num_samples: int = 16) -> None:
-    """The IWAE bound in the place of VHP + REWO; the same encoder and decoder."""
-    config.model.prior = "standard_normal"
-    config.objective.name = "iwae"
-    config.objective.num_samples = num_samples
-    config.beta.scheme = "constant"
-    config.beta.init = 1.0

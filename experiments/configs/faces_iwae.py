@@ -7,11 +7,11 @@ Expected:  not run yet
 
 from ml_collections import ConfigDict
 
-from experiments.configs import faces
+from experiments.configs import as_iwae, faces
 
 
 def get_config() -> ConfigDict:
     """Returns `faces` with the IWAE bound."""
     config = faces.get_config()
-    faces.as_iwae(config)
+    as_iwae(config)
     return config

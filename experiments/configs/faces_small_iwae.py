@@ -7,11 +7,12 @@ Expected:  largest step along graph paths 0.039, sharpness 0.038
 
 from ml_collections import ConfigDict
 
-from experiments.configs import faces, faces_small
+from experiments.configs import as_iwae, faces_small
 
 
 def get_config() -> ConfigDict:
     """Returns `faces_small` with the IWAE bound."""
     config = faces_small.get_config()
-    faces.as_iwae(config, num_samples=4)  # each is a decoded image
+    as_iwae(config)
+    config.objective.num_samples = 4  # each is a decoded image
     return config

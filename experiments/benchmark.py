@@ -45,7 +45,6 @@ from vhp_jax.data import Dataset, Split
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("suite", "train", "Which suite: train, nll, graph, scaling.")
-flags.DEFINE_string("worker", None, "A process of --suite=scaling, which starts it.")
 flags.DEFINE_list("cases", None, "Only these cases of the suite, by name.")
 flags.DEFINE_string("output", None, "JSON file to write; none if not given.")
 flags.DEFINE_integer("rounds", 7, "Alternating rounds.")
@@ -449,6 +448,7 @@ SCALED = {
     "mlp": ("static_mnist_mlp", MLP, [("train.batch_size", "128"), *BARE]),
 }
 SCALED_STEPS, WORKER_MINUTES = 20, 15
+flags.DEFINE_enum("worker", None, list(SCALED), "A process of --suite=scaling's own.")
 
 
 def scaling_worker(case: str, rounds: int) -> None:

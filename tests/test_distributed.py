@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -165,6 +166,62 @@ def test_eight_devices_take_the_steps_of_one():
         assert float(difference) <= (1e-4 if name == "likelihood" else 1e-5), lines
 
 
+WHOLE_NETWORKS = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_enable_x64", True)
+from experiments import cli, runs
+from vhp_jax import devices, training
+
+name, steps = sys.argv[1], int(sys.argv[2])
+run = runs.Run(cli.load_config(name))
+experiment, batch = run.experiment, 64
+step = training.make_train_step(
+    experiment.objective, experiment.beta_scheme, experiment.optimizers
+)
+data = np.asarray(experiment.dataset.train.examples, np.float64)
+floating = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+ended = []
+for size in (1, 8):
+    state = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float64) if floating(leaf) else leaf,
+        run.initial_state(),
+    )
+    mesh = devices.make_mesh(size)
+    loop = training.make_train_loop(step, batch, experiment.draw_batch, mesh)
+    loop = training.jit_train_loop(loop, 1, mesh)
+    started = jax.tree.leaves(state.params)
+    state = devices.replicate(state, mesh)
+    state, _ = loop(state, devices.replicate_data(data, mesh), num_steps=steps)
+    ended.append(jax.tree.leaves(devices.local(state).params))
+def farthest(some, others):
+    return max(float(jnp.abs(a - b).max()) for a, b in zip(some, others, strict=True))
+print(ended[0][0].dtype, farthest(ended[0], started), farthest(*ended))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pendulum", "static_mnist_mlp"])
+def test_whole_networks_take_the_same_steps(name):
+    """In float64: rounding in float32 moves weights that the loss hardly feels."""
+    if name != "pendulum" and not os.environ.get("VHP_DATA_DIR"):
+        pytest.skip(f"{name}: no VHP_DATA_DIR")
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", WHOLE_NETWORKS, name, "10"],
+        cwd=ROOT,
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+    )
+    assert done.returncode == 0, done.stderr
+    dtype, moved, apart = done.stdout.split()
+    assert dtype == "float64"
+    assert float(moved) > 1e-4
+    assert float(apart) <= 1e-10
+
+
 # --- Flags ---------------------------------------------------------------------------
 
 
@@ -313,18 +370,18 @@ def test_silence_ends_a_process(pair, capfd):
 
 
 class Two:
-    """Two processes of one device each, over loopback."""
+    """Two processes of one device each, over loopback; only the first may write."""
 
-    def __init__(self, folder: Path, **overrides: str):
+    def __init__(self, folder: Path, name: str, *own_words: str):
         self.folder, self.workdir = folder, folder / "run"
         with socket.create_server(("localhost", 0)) as free:
             port = free.getsockname()[1]
         words = [
             sys.executable,
-            *("-m", "experiments.train"),
+            *("-m", f"experiments.{name}"),
             f"--coordinator_address=localhost:{port}",
             "--num_processes=2",
-            *arguments(**SETTINGS | overrides),
+            *own_words,
         ]
         workdirs = self.workdir, folder / "not written"
         self.processes = []
@@ -338,6 +395,10 @@ class Two:
                     words + own, cwd=ROOT, stdout=out, stderr=err
                 )
             self.processes.append(process)
+
+    @classmethod
+    def train(cls, folder: Path, **overrides: str) -> "Two":
+        return cls(folder, "train", *arguments(**SETTINGS | overrides))
 
     def __enter__(self) -> "Two":
         return self
@@ -376,7 +437,7 @@ def alone(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", ["False", "True"])
 def test_two_processes_take_the_steps_of_one(stream, alone, tmp_path):
-    with Two(tmp_path, train__stream_data=stream) as two:
+    with Two.train(tmp_path, train__stream_data=stream) as two:
         assert two.codes() == [0, 0], [two.said(index) for index in (0, 1)]
     assert not (tmp_path / "not written").exists()
     assert_close(params_of(two.workdir), params_of(alone))
@@ -384,6 +445,27 @@ def test_two_processes_take_the_steps_of_one(stream, alone, tmp_path):
     assert (summary["num_devices"], summary["num_processes"]) == (2, 2)
     steps = [line["step"] for line in lines_of(two.workdir)]
     assert steps == [line["step"] for line in lines_of(alone)]
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_likelihood_of_one(alone, tmp_path):
+    """Of 13 examples: the two do not share them out evenly."""
+    words = ["--metrics=nll", "--num_samples=50", "--num_examples=13"]
+    found = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        shutil.copytree(alone, folder / "run")
+        if name == "one":
+            done = command("evaluate", f"--workdir={folder / 'run'}", *words)
+            assert (done.code, done.err) == (0, "")
+        else:
+            with Two(folder, "evaluate", *words) as two:
+                assert two.codes() == [0, 0], [two.said(index) for index in (0, 1)]
+        assert not (folder / "not written").exists()
+        with np.load(folder / "run" / "eval" / "nll.npz") as file:
+            found.append(file["log_likelihood"])
+    assert np.ptp(found[0]) > 1.0
+    np.testing.assert_allclose(*found, rtol=0.0, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -404,7 +486,7 @@ def test_layouts_go_on_from_each_other(alone, tmp_path):
             runs.train(tiny(**SETTINGS), workdir)
     first = runs.restore(workdir).step
     assert 0 < first < STEPS
-    with Two(tmp_path) as two:
+    with Two.train(tmp_path) as two:
         two.wait_for_checkpoint(first + 20)
         two.processes[1].send_signal(signal.SIGTERM)
         assert two.codes() == [143, 143], [two.said(index) for index in (0, 1)]
@@ -421,7 +503,7 @@ def test_layouts_go_on_from_each_other(alone, tmp_path):
 def test_a_killed_process_ends_the_other(victim, tmp_path):
     # Long enough that it cannot be over before the kill.
     long = {"train.num_steps": "20000", "train.snapshot_steps": "20000"}
-    with Two(tmp_path, **long) as two:
+    with Two.train(tmp_path, **long) as two:
         two.wait_for_checkpoint(40)
         two.processes[victim].kill()
         start = time.monotonic()
@@ -437,7 +519,7 @@ def test_an_error_of_one_is_told_by_both(tmp_path):
     """Of the leader, which alone knows that the directory is another run's."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    with Two(tmp_path) as two:
+    with Two.train(tmp_path) as two:
         assert two.codes() == [1, 1]
         said = [two.said(index)[1] for index in (0, 1)]
     assert "holds a run of another config" in said[0]

@@ -90,7 +90,8 @@ class Group:
             with contextlib.suppress(OSError):
                 peer.send(message)
         if not self.leads:
-            return  # the connection ends with this process, and not before
+            _LEAVING.append(self)  # its connection ends with this process, not before
+            return
         for peer in self._peers.values():
             peer.close()
         # A process aborts if JAX finds its coordinator gone while it leaves.
@@ -296,3 +297,4 @@ def _exit(code: int) -> NoReturn:
 
 
 ALONE = Group()
+_LEAVING: list[Group] = []

@@ -2,9 +2,12 @@
 
 import fcntl
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling takes most of the time; commands, notebooks and benchmarks run optimised.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 from jaxtyping import install_import_hook
 
@@ -17,6 +20,7 @@ with install_import_hook([f"vhp_jax.{room}" for room in CHECKED], "beartype.bear
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -33,10 +37,35 @@ def strict_dtypes(request):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def programs(tmp_path_factory):
+    """Keeps compiled programs, in which most of the time goes: runs make their own.
+
+    For this process and those that it starts.
+    """
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "programs"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_commands_left():
+    """Commands share names of flags."""
+    yield
+    if "test_experiments" in sys.modules:
+        sys.modules["test_experiments"].forget_commands()
+
+
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Path:
+def finished(tmp_path_factory, programs) -> Path:
     """A finished run of `tiny`, only to be read; one for all files and processes."""
-    from test_experiments import arguments, cached_programs, command
+    from test_experiments import arguments, command
 
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
@@ -45,8 +74,7 @@ def finished(tmp_path_factory) -> Path:
     with (shared / "finished.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
         if not (workdir / "stdout.txt").exists():
-            with cached_programs(own / "programs"):
-                done = command("train", f"--workdir={workdir}", *arguments())
+            done = command("train", f"--workdir={workdir}", *arguments())
             assert (done.code, done.err) == (0, ""), done
             (workdir / "stdout.txt").write_text(done.out)
     return workdir

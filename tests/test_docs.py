@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from test_experiments import forget_commands, import_command
+from test_experiments import import_command
 
 from experiments import cli
 
@@ -25,12 +25,6 @@ each_page = pytest.mark.parametrize(
 # python runs; sh is parsed; of diff, each + is a line of the file; text is for looking.
 LANGUAGES = {"python", "sh", "diff", "text", "{eval-rst}"}
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.S | re.M)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_flags_left():
-    yield
-    forget_commands()
 
 
 def blocks(page: Path, language: str) -> list[str]:

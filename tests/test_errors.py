@@ -16,7 +16,6 @@ import pytest
 from test_experiments import (
     Done,
     arguments,
-    cached_programs,
     command,
     lines_of,
     read,
@@ -29,12 +28,6 @@ from vhp_jax.checkpoints import Checkpointer, CheckpointError, CheckpointWarning
 pytestmark = pytest.mark.optax
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory):
-    with cached_programs(tmp_path_factory.getbasetemp() / "programs"):
-        yield
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-from jax.experimental.compilation_cache import compilation_cache
 
 import experiments
 from experiments import cli, figures, metrics, runs, tables
@@ -52,31 +51,6 @@ def arguments(**overrides: str) -> list[str]:
     """The same as words of a command line."""
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
     return [f"--config.{key}={value}" for key, value in (TINY | dotted).items()]
-
-
-@contextlib.contextmanager
-def cached_programs(directory: Path):
-    """Keeps compiled programs on disk: each run builds its own jitted functions."""
-    settings = {
-        "jax_compilation_cache_dir": str(directory),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    compilation_cache.reset_cache()
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    forget_commands()
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory):
-    with cached_programs(tmp_path_factory.getbasetemp() / "programs"):
-        yield
 
 
 class Done(NamedTuple):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_architecture import OTHER_PRIORS, unread_keys
-from test_experiments import cached_programs, command
+from test_experiments import command
 
 from experiments import build, cli, figures, metrics, runs, tables
 from vhp_jax import networks
@@ -35,12 +35,6 @@ TINY = {
     "graph.num_nodes": "30",
     "graph.num_neighbours": "5",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory):
-    with cached_programs(tmp_path_factory.getbasetemp() / "face_programs"):
-        yield
 
 
 @pytest.fixture(scope="module")

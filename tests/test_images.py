@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_architecture import OTHER_PRIORS, Spy
-from test_experiments import cached_programs, command
+from test_experiments import command
 
 from experiments import build, cli, figures, metrics, runs, tables
 from vhp_jax import distributions, evaluation, priors, training
@@ -48,12 +48,6 @@ def tiny(name: str = "static_mnist_mlp", **overrides: str):
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
     network = MLP if name == "static_mnist_mlp" else {}
     return cli.load_config(name, list((TINY | network | dotted).items()))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory):
-    with cached_programs(tmp_path_factory.getbasetemp() / "image_programs"):
-        yield
 
 
 @pytest.fixture(autouse=True)

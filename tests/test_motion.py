@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from test_architecture import OTHER_PRIORS, unread_keys
 from test_data_mocap import tiny  # noqa: F401, a fixture
-from test_experiments import cached_programs, command, import_command
+from test_experiments import command, import_command
 
 from experiments import build, cli, figures, metrics, runs, tables, views
 from vhp_jax import graph
@@ -40,12 +40,6 @@ CONFIGS = [row.config for row in tables.MOTION.rows]
 def load(name="cmu_vhp", **overrides):
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
     return cli.load_config(name, list((TINY | dotted).items()))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory):
-    with cached_programs(tmp_path_factory.getbasetemp() / "motion_programs"):
-        yield
 
 
 @pytest.fixture(autouse=True)

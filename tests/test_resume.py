@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_experiments import arguments, cached_programs, command, lines_of, read, tiny
+from test_experiments import arguments, command, lines_of, read, tiny
 
 from experiments import cli, runs
 from vhp_jax.checkpoints import Checkpointer
@@ -48,18 +48,7 @@ TIMES = ("wall_seconds", "examples_per_second", "git_revision")
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.getbasetemp() / "programs"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(cache):
-    with cached_programs(cache):
-        yield
-
-
-@pytest.fixture(scope="module")
-def short(tmp_path_factory, programs) -> Path:
+def short(tmp_path_factory) -> Path:
     """An undisturbed run, only to be read."""
     workdir = tmp_path_factory.mktemp("short")
     runs.train(tiny(**SHORT), workdir)
@@ -67,7 +56,7 @@ def short(tmp_path_factory, programs) -> Path:
 
 
 @pytest.fixture(scope="module")
-def long(tmp_path_factory, programs) -> Path:
+def long(tmp_path_factory) -> Path:
     """An undisturbed run, only to be read."""
     workdir = tmp_path_factory.mktemp("long")
     runs.train(tiny(**LONG), workdir)
@@ -228,23 +217,16 @@ def test_second_signal_does_not_wait():
 class Process:
     """`experiments.train` in a process of its own; what it prints goes to files."""
 
-    def __init__(self, workdir: Path, cache: Path):
+    def __init__(self, workdir: Path):
         self.workdir = workdir
         self.out = workdir.with_suffix(".out").open("w+")
         self.err = workdir.with_suffix(".err").open("w+")
-        settings = {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "experiments.train"),
                 *(f"--workdir={workdir}", *arguments(**LONG)),
             ],
             cwd=ROOT,
-            env=os.environ | settings,
             stdout=self.out,
             stderr=self.err,
         )
@@ -278,9 +260,9 @@ class Process:
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
-def test_signals_checkpoint_and_exit(signum, code, long, tmp_path, cache):
+def test_signals_checkpoint_and_exit(signum, code, long, tmp_path):
     workdir = tmp_path / "run"
-    with Process(workdir, cache) as process:
+    with Process(workdir) as process:
         process.wait_until(lambda: process.newest() >= 3)
         refused = command("train", f"--workdir={workdir}", *arguments(**LONG))
         assert refused.code == 1
@@ -294,13 +276,13 @@ def test_signals_checkpoint_and_exit(signum, code, long, tmp_path, cache):
     assert_same_run(workdir, long)
 
 
-def test_killed_at_20_random_moments(long, tmp_path, cache):
+def test_killed_at_20_random_moments(long, tmp_path):
     """SIGKILL: 16 times around the writing of a checkpoint, 4 times while starting."""
     workdir, torn, number = tmp_path / "run", 0, 0
     generator = random.Random(0)
     checkpoints = workdir / "checkpoints"
     for number in range(20):
-        with Process(workdir, cache) as process:
+        with Process(workdir) as process:
             if number % 5 == 4:
                 process.wait_until(lambda p=process: "device:" in p.printed())
                 time.sleep(generator.uniform(0.0, 1.5))
@@ -314,7 +296,7 @@ def test_killed_at_20_random_moments(long, tmp_path, cache):
             torn += bool(list(checkpoints.glob("*.tmp")))
     assert not (workdir / "summary.json").exists()
     assert torn >= 3  # some of them did hit a checkpoint in the making
-    with Process(workdir, cache) as process:
+    with Process(workdir) as process:
         assert process.process.wait(300) == 0, process.complained()
         assert process.complained() == ""
     assert_same_run(workdir, long)

@@ -145,14 +145,13 @@ print("likelihood", 8, np.abs(alone - shared).max())
 """
 
 
-@pytest.mark.slow
-def test_eight_devices_take_the_steps_of_one():
-    """Each loop, and the likelihood; the gradients are all that the devices share."""
+def on_eight_devices(code: str, *words: str) -> str:
+    """Runs a script in a process of its own; returns what it printed."""
     # On busy cores eight threads may take minutes to meet.
-    wait = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+    wait = f"--xla_cpu_collective_call_terminate_timeout_seconds={WAIT}"
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {wait}"}
     done = subprocess.run(
-        [sys.executable, "-c", EIGHT_DEVICES],
+        [sys.executable, "-c", code, *words],
         cwd=ROOT,
         env=os.environ | flags,
         capture_output=True,
@@ -160,7 +159,13 @@ def test_eight_devices_take_the_steps_of_one():
         timeout=WAIT,
     )
     assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_eight_devices_take_the_steps_of_one():
+    """Each loop, and the likelihood; the gradients are all that the devices share."""
+    lines = [line.split() for line in on_eight_devices(EIGHT_DEVICES).splitlines()]
     assert len(lines) == 6
     for name, _, difference in lines:
         assert float(difference) <= (1e-4 if name == "likelihood" else 1e-5), lines
@@ -206,17 +211,7 @@ def test_whole_networks_take_the_same_steps(name):
     """In float64: rounding in float32 moves weights that the loss hardly feels."""
     if name != "pendulum" and not os.environ.get("VHP_DATA_DIR"):
         pytest.skip(f"{name}: no VHP_DATA_DIR")
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = subprocess.run(
-        [sys.executable, "-c", WHOLE_NETWORKS, name, "10"],
-        cwd=ROOT,
-        env=os.environ | flags,
-        capture_output=True,
-        text=True,
-        timeout=WAIT,
-    )
-    assert done.returncode == 0, done.stderr
-    dtype, moved, apart = done.stdout.split()
+    dtype, moved, apart = on_eight_devices(WHOLE_NETWORKS, name, "10").split()
     assert dtype == "float64"
     assert float(moved) > 1e-4
     assert float(apart) <= 1e-10

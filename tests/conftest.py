@@ -5,9 +5,14 @@ import os
 import sys
 from pathlib import Path
 
+import jaxlib.version
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling takes most of the time; commands, notebooks and benchmarks run optimised.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if jaxlib.version.__version_info__[:2] == (0, 10):  # others may not know the flag
+    FLAGS = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 
 from jaxtyping import install_import_hook
 
@@ -52,6 +57,12 @@ def programs(tmp_path_factory):
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Runs end without their figures, which take half of the time of a small one."""
+    monkeypatch.setattr("experiments.figures.save", lambda figure, path: None)
 
 
 @pytest.fixture(scope="module", autouse=True)

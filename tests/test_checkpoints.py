@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from forked import Forked
 
 from vhp_jax import checkpoints
 from vhp_jax.checkpoints import Checkpointer, CheckpointError, CheckpointWarning
@@ -479,46 +480,42 @@ def test_unwritable_directory(tmp_path: Path) -> None:
         Checkpointer(tmp_path / "file" / "run").save(1, make_state(1))
 
 
+def content(step: int) -> dict[str, Any]:
+    key = jax.random.key(step)
+    x = jax.random.normal(key, (256, 256))
+    return {"key": key, "x": x, "step": jnp.int32(step)}
+
+
+def save_for_ever(directory: Path) -> None:
+    checkpointer = Checkpointer(directory, max_to_keep=2)
+    step, state = checkpointer.restore_latest(content(0)) or (0, content(0))
+    while True:
+        assert int(state["step"]) == step
+        assert jnp.array_equal(state["x"], content(step)["x"])
+        step, state = step + 1, content(step + 1)
+        checkpointer.save(step, state)
+        print(step, flush=True)
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    code = """
-        import sys, jax, jax.numpy as jnp
-        from vhp_jax.checkpoints import Checkpointer
-        def content(step):
-            key = jax.random.key(step)
-            return {"key": key, "x": jax.random.normal(key, (256, 256)), "step": step}
-        checkpointer = Checkpointer(sys.argv[1], max_to_keep=2)
-        step, state = checkpointer.restore_latest(content(0)) or (0, content(0))
-        while True:
-            assert int(state["step"]) == step
-            assert jnp.array_equal(state["x"], content(step)["x"])
-            step, state = step + 1, content(step + 1)
-            checkpointer.save(step, state)
-            print(step, flush=True)
-        """
     rng = random.Random(0)
+    out, err, directory = tmp_path / "out", tmp_path / "err", tmp_path / "run"
     done = 0
     for _ in range(10):
-        with subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as process:
-            assert process.stdout is not None
-            first = process.stdout.readline()
-            time.sleep(rng.uniform(0.0, 0.3))
-            process.send_signal(signal.SIGKILL)
-            lines = [first, *process.stdout.read().splitlines()]
-            assert process.wait() == -signal.SIGKILL
-        assert int(first) in (done + 1, done + 2)  # One may be done but not told.
-        done = int(lines[-1])
-        like = {"key": jax.random.key(0), "x": jnp.zeros((256, 256)), "step": 0}
-        latest = Checkpointer(tmp_path).restore_latest(like)
+        out.write_text("")
+        process = Forked(out, err, save_for_ever, directory)
+        while not out.read_text().endswith("\n"):
+            assert process.poll() is None, err.read_text()
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0.0, 0.3))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        told = [int(line) for line in out.read_text().split()]
+        assert told[0] in (done + 1, done + 2)  # One may be done but not told.
+        done = told[-1]
+        latest = Checkpointer(directory).restore_latest(content(0))
         assert latest is not None
         step, state = latest
         assert step in (done, done + 1)  # What was told is on disk.
-        key = jax.random.key(step)
-        wanted = {"key": key, "x": jax.random.normal(key, (256, 256))}
-        assert_same(state, wanted | {"step": jnp.int32(step)})
+        assert_same(state, content(step))

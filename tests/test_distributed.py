@@ -149,7 +149,8 @@ def on_eight_devices(code: str, *words: str) -> str:
     """Runs a script in a process of its own; returns what it printed."""
     # On busy cores eight threads may take minutes to meet.
     wait = f"--xla_cpu_collective_call_terminate_timeout_seconds={WAIT}"
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {wait}"}
+    own = os.environ.get("XLA_FLAGS", "")
+    flags = {"XLA_FLAGS": f"{own} --xla_force_host_platform_device_count=8 {wait}"}
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
         cwd=ROOT,

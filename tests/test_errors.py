@@ -5,11 +5,10 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import chex
+import forked
 import jax
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from test_experiments import (
 from experiments import build, cli, runs
 from vhp_jax.checkpoints import Checkpointer, CheckpointError, CheckpointWarning
 
-pytestmark = pytest.mark.optax
+pytestmark = [pytest.mark.optax, pytest.mark.usefixtures("undrawn")]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,16 +56,9 @@ def assert_one_line(done: Done, code: int, *parts: str) -> None:
     assert "Traceback" not in done.err + done.out
 
 
-def run_binary(name: str, *words: str, **environment: str) -> Done:
+def run_binary(name: str, *words: str) -> Done:
     """A command in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *words],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-        capture_output=True,
-        text=True,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
+    return Done(*forked.run(f"experiments.{name}", *words))
 
 
 def params_of(workdir: Path):

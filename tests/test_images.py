@@ -1,10 +1,7 @@
 """Image configs on a tiny static MNIST: what they train, keep, stop and evaluate."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from vhp_jax.data import static_mnist
 from vhp_jax.data.base import DataError, Dataset, Split
 
 pytestmark = pytest.mark.optax
+undrawn = pytest.mark.usefixtures("undrawn")
 
 TINY = {
     "data.verify": "false",
@@ -120,6 +118,7 @@ def test_a_run_is_trained_measured_and_drawn(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strides", ["1,2,1,2,1", "1,2,1,1,1"])
+@undrawn
 def test_the_gated_convolutions_train_in_both_versions_of_table_3(strides, tmp_path):
     config = tiny("static_mnist", model__strides=strides, train__num_steps="2")
     assert runs.train(config, tmp_path)["completed"]
@@ -187,6 +186,7 @@ def test_weights_decay_and_nothing_else_does():
 
 
 @pytest.mark.slow
+@undrawn
 def test_a_run_stops_when_patience_is_out_and_keeps_the_best(tmp_path):
     """At a learning rate of nearly zero no validation is better than the first."""
     config = tiny(
@@ -203,6 +203,7 @@ def test_a_run_stops_when_patience_is_out_and_keeps_the_best(tmp_path):
 
 
 @pytest.mark.slow
+@undrawn
 def test_what_is_evaluated_is_the_best_average_not_the_newest(tmp_path):
     """A learning rate that ruins the networks: the first validation stays the best."""
     config = tiny(train__learning_rate="1.0", train__patience="10")
@@ -224,6 +225,7 @@ def test_what_is_evaluated_is_the_best_average_not_the_newest(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [(6,), (4, 6), (2, 4, 6)])
+@undrawn
 def test_a_resumed_run_has_the_best_of_an_uninterrupted_one(lost, tmp_path):
     """Whichever checkpoints are lost: best/ may then be ahead of what is resumed."""
     config = tiny(train__patience="10")
@@ -247,6 +249,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.slow
+@undrawn
 def test_a_kill_before_the_best_is_written_loses_nothing(tmp_path, monkeypatch):
     config = tiny(train__patience="10")
     runs.train(config, tmp_path / "whole")
@@ -270,6 +273,7 @@ def test_a_kill_before_the_best_is_written_loses_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::vhp_jax.checkpoints.CheckpointWarning")
+@undrawn
 def test_best_parameters_that_are_damaged_are_said_and_sought_anew(tmp_path, capsys):
     config = tiny(train__patience="10")
     runs.train(config, tmp_path)
@@ -290,6 +294,7 @@ def test_best_parameters_that_are_damaged_are_said_and_sought_anew(tmp_path, cap
 
 
 @pytest.mark.slow
+@undrawn
 def test_patience_waits_for_the_end_of_a_warm_up(tmp_path):
     """12 images in batches of 4: two epochs are 6 steps."""
     config = tiny(
@@ -519,43 +524,3 @@ def test_a_deadline_keeps_what_is_done(setting):
         metrics.measure("nll", late)
     assert not (setting.folder / "nll.json").exists()
     assert metrics.measure("nll", setting)["num_examples"] == 8
-
-
-SHARED_OUT = """
-import sys, jax, numpy as np
-from vhp_jax import evaluation
-from experiments import cli, runs
-import test_images
-assert jax.device_count() == int(sys.argv[1])
-run = runs.Run(test_images.tiny(data__dir=sys.argv[3]), test_images.made())
-params = run.initial_state().params
-model, key = run.experiment.model, jax.random.key(0)
-x = run.experiment.dataset.test.examples
-found = evaluation.log_likelihood(model, params, key, x, 50)
-np.save(sys.argv[2], found.log_likelihood)
-"""
-
-
-def made():
-    """The experiment on 10 made images: no file is read."""
-    generator = np.random.default_rng(1)
-    images = generator.integers(0, 2, (10, 28, 28, 1)).astype(np.float32)
-    split = Split(images, np.zeros(10, np.int64))
-    return build.build(tiny(), Dataset("made", "none", "made", split, split, split))
-
-
-@pytest.mark.slow
-def test_likelihoods_do_not_depend_on_the_number_of_devices(tmp_path):
-    """10 images over 1 and over 4 emulated devices: the last ones are padded."""
-    found = []
-    for count in (1, 4):
-        flag = f"--xla_force_host_platform_device_count={count}"
-        path = tmp_path / f"{count}.npy"
-        here = str(Path(__file__).parent)
-        environment = os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
-        environment["PYTHONPATH"] = os.pathsep.join([here, str(Path(here).parent)])
-        words = [sys.executable, "-c", SHARED_OUT, str(count), str(path), "nowhere"]
-        subprocess.run(words, check=True, env=environment, cwd=Path(here).parent)
-        found.append(np.load(path))
-    assert found[0].shape == (10,)
-    np.testing.assert_allclose(found[0], found[1], atol=1e-4)

@@ -3,9 +3,8 @@
 import json
 import math
 import re
-import subprocess
-import sys
 
+import forked
 import jax
 import numpy as np
 import optax
@@ -191,12 +190,11 @@ def test_the_command_writes_its_table(tmp_path):
     words = ["--config=custom", f"--config.data.path={tmp_path / 'line.npy'}"]
     words += ["--config.model.hidden=16", "--config.model.latent_dim=1"]
     words += ["--num_steps=60", f"--workdir={tmp_path / 'run'}", "--minutes=2"]
-    command = [sys.executable, "-m", "experiments.suggest_kappa", *words]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    code, said, errors = forked.run("experiments.suggest_kappa", *words)
+    assert code == 0, errors
     written = json.loads((tmp_path / "run" / "kappa.json").read_text())
-    assert f"kappa = {written['kappa']:g}: " in done.stdout
-    assert "the config has none" in done.stdout
+    assert f"kappa = {written['kappa']:g}: " in said
+    assert "the config has none" in said
     assert len(written["alternatives"]) == len(kappa.FACTORS)
 
 

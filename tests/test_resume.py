@@ -5,16 +5,16 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import chex
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forked import Forked
 from test_experiments import arguments, command, lines_of, read, tiny
 
 from experiments import cli, runs
@@ -22,8 +22,8 @@ from vhp_jax.checkpoints import Checkpointer
 
 # Whole runs, again and again: the fast suite has `test_training` for the same.
 pytestmark = [pytest.mark.optax, pytest.mark.slow]
+pytestmark += [pytest.mark.usefixtures("undrawn")]
 
-ROOT = Path(__file__).resolve().parents[1]
 # Large steps, so that the initial phase ends within the run; a checkpoint now and then.
 SHORT = {
     "beta.alpha": "0.5",
@@ -219,17 +219,9 @@ class Process:
 
     def __init__(self, workdir: Path):
         self.workdir = workdir
-        self.out = workdir.with_suffix(".out").open("w+")
-        self.err = workdir.with_suffix(".err").open("w+")
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "experiments.train"),
-                *(f"--workdir={workdir}", *arguments(**LONG)),
-            ],
-            cwd=ROOT,
-            stdout=self.out,
-            stderr=self.err,
-        )
+        self.out, self.err = workdir.with_suffix(".out"), workdir.with_suffix(".err")
+        words = "experiments.train", f"--workdir={workdir}", *arguments(**LONG)
+        self.process = Forked(self.out, self.err, forked.run_module, *words)
 
     def __enter__(self) -> "Process":
         return self
@@ -237,14 +229,12 @@ class Process:
     def __exit__(self, *exception: object) -> None:
         self.process.kill()
         self.process.wait()
-        self.out.close()
-        self.err.close()
 
     def printed(self) -> str:
-        return Path(self.out.name).read_text()
+        return self.out.read_text() if self.out.exists() else ""
 
     def complained(self) -> str:
-        return Path(self.err.name).read_text()
+        return self.err.read_text() if self.err.exists() else ""
 
     def newest(self) -> int:
         return max(Checkpointer(self.workdir / "checkpoints").steps(), default=0)

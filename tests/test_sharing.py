@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -318,9 +319,8 @@ def test_a_run_is_exported_read_and_evaluated(tmp_path):
     runs.train(config, tmp_path / "run")
 
     def command(name, *words):
-        words = ["-m", f"experiments.{name}", *words]
-        done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
-        return done.returncode, done.stderr.strip(), done.stdout
+        code, said, errors = forked.run(f"experiments.{name}", *words)
+        return code, errors.strip(), said
 
     folder = tmp_path / "exported"
     where = f"--workdir={folder}"

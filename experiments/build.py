@@ -426,11 +426,7 @@ def build_init(
         return networks.centre(params, flat.mean(axis=0, dtype="f8"))
 
     def pseudo_inputs(params: Params, key: PRNGKey) -> Params:
-        mean, scale = (
-            examples.mean(axis=0, dtype="f8"),
-            examples.std(axis=0, dtype="f8"),
-        )
-        drawn = priors.init_pseudo_inputs(key, mean, scale, config.num_pseudo_inputs)
+        drawn = priors.init_pseudo_inputs(key, examples, config.num_pseudo_inputs)
         return params._replace(prior={"pseudo_inputs": drawn})
 
     choices: dict[str, Callable[[Params, PRNGKey], Params]] = {

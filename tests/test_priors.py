@@ -436,12 +436,12 @@ def test_pseudo_inputs_and_encoder_learn_inside_the_bounds_only():
     assert all((g != 0).any() for g in jax.tree.leaves(grads.encoder))
 
 
-def test_pseudo_inputs_start_with_the_statistics_of_the_data():
-    mean, scale = np.array([0.1, 0.9]), np.array([0.0, 0.3])
-    drawn = np.asarray(init_pseudo_inputs(jax.random.key(0), mean, scale, 10_000))
-    assert (drawn.shape, drawn.dtype) == ((10_000, 2), np.float32)
-    np.testing.assert_allclose(drawn.mean(axis=0), mean, atol=0.015)
-    np.testing.assert_allclose(drawn.std(axis=0), scale, atol=0.01)
+def test_pseudo_inputs_start_all_but_equal_at_the_mean_of_the_data():
+    examples = np.float32([[0.1, 0.2, 0.9], [0.3, 0.1, 0.8]])
+    drawn = np.asarray(init_pseudo_inputs(jax.random.key(0), examples, 10_000))
+    assert (drawn.shape, drawn.dtype) == ((10_000, 3), np.float32)
+    np.testing.assert_allclose(drawn.mean(axis=0), 0.4, atol=4e-4)
+    np.testing.assert_allclose(drawn.std(axis=0), 0.03 * examples.std(), rtol=0.03)
 
 
 # --- Mixture of Gaussians ------------------------------------------------------------

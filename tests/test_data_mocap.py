@@ -886,8 +886,13 @@ def listing(contents):
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """Its folder, in tmp_path."""
+    return write_tiny(tmp_path, monkeypatch)
+
+
+def write_tiny(parent, monkeypatch):
+    """Writes the small set, whose files are the right ones for a while."""
     monkeypatch.setattr(cmu_mocap, "CHECKSUMS", listing(FILES))
-    folder = tmp_path / "cmu_mocap"
+    folder = parent / "cmu_mocap"
     folder.mkdir()
     members = {f"cmu_mocap/{name}": content for name, content in FILES.items()}
     write_archive(folder / cmu_mocap.ARCHIVE, {**members, "cmu_mocap/notes.txt": b"x"})

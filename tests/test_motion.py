@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 from test_architecture import OTHER_PRIORS, unread_keys
-from test_data_mocap import tiny  # noqa: F401, a fixture
+from test_data_mocap import write_tiny
 from test_experiments import command, import_command
 
 from experiments import build, cli, figures, metrics, runs, tables, views
@@ -34,7 +36,6 @@ TINY = {
     "graph.num_nodes": "40",
     "graph.num_neighbours": "4",
 }
-CONFIGS = [row.config for row in tables.MOTION.rows]
 
 
 def load(name="cmu_vhp", **overrides):
@@ -42,45 +43,60 @@ def load(name="cmu_vhp", **overrides):
     return cli.load_config(name, list((TINY | dotted).items()))
 
 
-@pytest.fixture(autouse=True)
-def data_dir(tiny, monkeypatch):  # noqa: F811
+@pytest.fixture(scope="module", autouse=True)
+def data_dir(tmp_path_factory):
     """The small set is where VHP_DATA_DIR says."""
-    monkeypatch.setenv(build.DATA_DIR, str(tiny.parent))
-    monkeypatch.setattr(metrics, "NUM_GRAPHS", 2)
-    monkeypatch.setattr(metrics, "PAIRS_PER_GRAPH", 3)
+    with pytest.MonkeyPatch.context() as patch:
+        folder = write_tiny(tmp_path_factory.mktemp("data"), patch)
+        patch.setenv(build.DATA_DIR, str(folder.parent))
+        patch.setattr(metrics, "NUM_GRAPHS", 2)
+        patch.setattr(metrics, "PAIRS_PER_GRAPH", 3)
+        yield
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_each_method_is_trained_measured_and_drawn(name, tmp_path, capsys):
-    workdir = tmp_path / "run"
-    assert runs.train(load(name), workdir)["completed"]
-    for figure in ("history", "latent_space", "samples", "reconstructions"):
-        assert (workdir / "figures" / f"{figure}.png").stat().st_size > 1000
-    run, _, params, step = runs.restore(workdir)
-    test = run.experiment.dataset.test
-    setting = metrics.Setting(run, params, step, test, "test", workdir / "eval")
-    for metric in ("neighbours", "prior_match", "smoothness"):
-        result = metrics.measure(metric, setting)
-        written = json.loads((workdir / "eval" / f"{metric}.json").read_text())
-        assert written["value"] == result["value"] >= 0.0
-        assert result["num_examples"] == 100
-    assert result["num_samples"] == 6
-    assert result["joints"] == list(run.experiment.dataset.motion.joints)
-    assert len(result["joint_mean"]) == len(result["raw"]["joint_mean"]) == 24
-    assert np.mean(result["joint_mean"]) == pytest.approx(result["value"])
-    assert capsys.readouterr().out.count("eval/") == 3
-
-
-def test_the_table_and_figures_of_motion_are_reproduced(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    """Runs and results of two seeds a method, only to be read."""
+    folder = tmp_path_factory.mktemp("motion")
     rows = tuple(dataclasses.replace(row, overrides=TINY) for row in tables.MOTION.rows)
     table = dataclasses.replace(tables.MOTION, rows=rows, num_seeds=2)
-    monkeypatch.setattr(tables, "MOTION", table)
-    monkeypatch.setitem(tables.TABLES, "motion", table)
-    where = [f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'results'}"]
-    for target in ("motion", "fig5", "fig6", "fig7", "fig8", "fig19"):
-        done = command("reproduce", f"--target={target}", *where)
-        assert (done.code, done.err) == (0, ""), done
-    record = json.loads((tmp_path / "results" / "motion.json").read_text())
+    where = [f"--workdir={folder / 'runs'}", f"--output={folder / 'results'}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "MOTION", table)
+        patch.setitem(tables.TABLES, "motion", table)
+        for target in ("motion", "fig5", "fig6", "fig7", "fig8", "fig19"):
+            done = command("reproduce", f"--target={target}", *where)
+            assert (done.code, done.err) == (0, ""), done
+    return folder
+
+
+@pytest.fixture
+def workdir(reproduced, tmp_path):
+    """A copy of VHP's first run to work on."""
+    name = tables.slug(tables.MOTION.rows[0].name)
+    run = reproduced / "runs" / "motion" / name / "seed_1"
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("row", tables.MOTION.rows, ids=lambda row: row.config)
+def test_each_method_is_trained_measured_and_drawn(row, reproduced):
+    workdir = reproduced / "runs" / "motion" / tables.slug(row.name) / "seed_1"
+    for figure in ("history", "latent_space", "samples", "reconstructions"):
+        assert (workdir / "figures" / f"{figure}.png").stat().st_size > 1000
+    for metric in ("neighbours", "prior_match", "smoothness"):
+        found = json.loads((workdir / "eval" / f"{metric}.json").read_text())
+        assert found["value"] >= 0.0
+        assert found["num_examples"] == 100
+    run = runs.restore(workdir).run
+    assert run.config.to_json() == load(row.config).to_json()
+    assert found["num_samples"] == 6
+    assert found["joints"] == list(run.experiment.dataset.motion.joints)
+    assert len(found["joint_mean"]) == len(found["raw"]["joint_mean"]) == 24
+    assert np.mean(found["joint_mean"]) == pytest.approx(found["value"])
+
+
+def test_the_table_and_figures_of_motion_are_reproduced(reproduced):
+    record = json.loads((reproduced / "results" / "motion.json").read_text())
     assert [row["name"] for row in record["rows"]] == [
         "VHP + REWO",
         "VampPrior",
@@ -90,14 +106,14 @@ def test_the_table_and_figures_of_motion_are_reproduced(tmp_path, monkeypatch):
         assert len(row["seeds"]) == len(row["raw"]) == 2
         for name in tables.MOTION.also:
             assert len(row[name]) == 2
-        folder = tmp_path / "runs" / "motion" / tables.slug(row["name"]) / "seed_1"
+        folder = reproduced / "runs" / "motion" / tables.slug(row["name"]) / "seed_1"
         kept = json.loads((folder / "eval" / "prior_match.json").read_text())
         assert row["prior_match"][0] == kept["value"]
         key = "squared_maximum_mean_discrepancy"
         assert row[f"prior_match.{key}"][0] == kept[key]
-    text = (tmp_path / "results" / "motion.md").read_text()
+    text = (reproduced / "results" / "motion.md").read_text()
     assert "| squared maximum mean discrepancy |" in text
-    drawn = {path.stem for path in (tmp_path / "results" / "figures").iterdir()}
+    drawn = {path.stem for path in (reproduced / "results" / "figures").iterdir()}
     assert drawn == {
         *("fig5_latent_spaces", "fig6_graphs", "fig7_strips"),
         *("fig8_smoothness", "fig8_smoothness_raw"),
@@ -105,13 +121,12 @@ def test_the_table_and_figures_of_motion_are_reproduced(tmp_path, monkeypatch):
     }
 
 
-def test_interpolate_draws_strips_and_films_of_all_default_pairs(tmp_path):
-    runs.train(load(), tmp_path)
-    done = command("interpolate", f"--workdir={tmp_path}")
+def test_interpolate_draws_strips_and_films_of_all_default_pairs(workdir):
+    done = command("interpolate", f"--workdir={workdir}")
     assert (done.code, done.err) == (0, "")
     assert "(walking to kicking)" in done.out
-    run = runs.restore(tmp_path).run
-    with np.load(tmp_path / "interpolation.npz") as arrays:
+    run = runs.restore(workdir).run
+    with np.load(workdir / "interpolation.npz") as arrays:
         pairs = [tuple(pair) for pair in arrays["pairs"]]
     assert pairs == figures.default_pairs(run)
     targets = run.experiment.dataset.test.targets
@@ -120,30 +135,28 @@ def test_interpolate_draws_strips_and_films_of_all_default_pairs(tmp_path):
     assert ends == list(run.config.graph.end_targets)
     assert len(set(pairs[1])) == 2  # within one movement, yet two frames
     for number in range(4):
-        with Image.open(tmp_path / "figures" / f"path_{number}.gif") as film:
+        with Image.open(workdir / "figures" / f"path_{number}.gif") as film:
             assert film.n_frames == 100
-    done = command("sample", f"--workdir={tmp_path}", "--num_samples=5")
+    done = command("sample", f"--workdir={workdir}", "--num_samples=5")
     assert (done.code, done.err) == (0, "")
 
 
-def test_the_statistics_of_the_data_are_kept_and_compared(tmp_path):
-    runs.train(load(), tmp_path)
-    restored = runs.restore(tmp_path)
+def test_the_statistics_of_the_data_are_kept_and_compared(workdir):
+    restored = runs.restore(workdir)
     kept = restored.state.statistics
     dataset = restored.run.experiment.dataset
     for name, array in dataset.statistics.items():
         np.testing.assert_allclose(kept[name], array, rtol=1e-6)
     # Other files, or another way to scale them, are not what it was trained on.
     state = restored.state.replace(statistics=kept | {"scale": 2.0 * kept["scale"]})
-    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
+    with Checkpointer(workdir / "checkpoints") as checkpointer:
         checkpointer.save(5, state)
     with pytest.raises(cli.UserError, match=r"scale of feature \d+ was 720 .* is 360"):
-        runs.restore(tmp_path)
+        runs.restore(workdir)
 
 
-def test_graphs_in_parts_are_bridged_and_it_is_said(tmp_path, monkeypatch):
-    runs.train(load(), tmp_path)
-    restored = runs.restore(tmp_path)
+def test_graphs_in_parts_are_bridged_and_it_is_said(workdir, monkeypatch):
+    restored = runs.restore(workdir)
 
     def two_heaps(self, params, key, num):
         side = np.where(np.arange(num) % 2, 0.0, 50.0)[:, None]
@@ -159,14 +172,13 @@ def test_graphs_in_parts_are_bridged_and_it_is_said(tmp_path, monkeypatch):
         restored.step,
         restored.run.experiment.dataset.test,
         "test",
-        tmp_path / "eval",
+        workdir / "eval",
     )
     assert metrics.measure("smoothness", setting)["mean_bridges"] == 1.0
 
 
-def test_measures_of_other_data_are_refused_in_one_line(tmp_path):
-    runs.train(load(), tmp_path)
-    done = command("evaluate", f"--workdir={tmp_path}", "--metrics=ols")
+def test_measures_of_other_data_are_refused_in_one_line(workdir):
+    done = command("evaluate", f"--workdir={workdir}", "--metrics=ols")
     assert done.code == 1
     assert done.err == "error: ols wants a data set with angles, such as the pendulum\n"
     described = import_command("evaluate").__doc__

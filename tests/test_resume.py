@@ -38,10 +38,10 @@ SHORT = {
 }
 # A checkpoint at each step: a process spends most of its time in writing them.
 LONG = SHORT | {
-    "train.num_steps": "200",
-    "train.eval_every": "40",
+    "train.num_steps": "100",
+    "train.eval_every": "20",
     "train.checkpoint_every": "1",
-    "train.snapshot_steps": "40,200",
+    "train.snapshot_steps": "20,100",
 }
 # What may differ: the clock, and the commit if one is made while the test runs.
 TIMES = ("wall_seconds", "examples_per_second", "git_revision")
@@ -261,7 +261,7 @@ def test_signals_checkpoint_and_exit(signum, code, long, tmp_path):
         assert process.process.wait(120) == code
         assert process.complained() == ""
         stopped = re.search(r"stopped at step (\d+), checkpoint", process.printed())
-    assert runs.restore(workdir).step == int(stopped[1]) < 200
+    assert runs.restore(workdir).step == int(stopped[1]) < 100
     runs.train(tiny(**LONG), workdir)
     assert_same_run(workdir, long)
 
@@ -277,7 +277,7 @@ def test_killed_at_20_random_moments(long, tmp_path):
                 process.wait_until(lambda p=process: "device:" in p.printed())
                 time.sleep(generator.uniform(0.0, 1.5))
             else:
-                wanted = process.newest() + generator.randint(1, 9)
+                wanted = process.newest() + generator.randint(1, 5)
                 process.wait_until(lambda p=process, w=wanted: p.newest() >= w)
                 time.sleep(generator.uniform(0.0, 0.03))
             assert process.process.poll() is None, process.complained()

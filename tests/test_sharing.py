@@ -254,17 +254,17 @@ sys.meta_path.insert(0, Block())
 import numpy as np
 from jax import export
 
-folder = Path(sys.argv[1])
-encoder, decoder = (
-    export.deserialize(bytearray((folder / f"{name}.jax_export").read_bytes()))
-    for name in ("encoder", "decoder")
-)
-assert encoder.platforms == ("cpu", "cuda", "tpu")
-x = np.load(folder.parent / "x.npy")
-mean, scale = encoder.call(x)
-np.savez(folder.parent / "out.npz", mean=mean, scale=scale, decoded=decoder.call(mean))
-one, _ = encoder.call(x[:1])
-assert one.shape == (1, 2)
+for folder in map(Path, sys.argv[1:]):
+    encoder, decoder = (
+        export.deserialize(bytearray((folder / f"{name}.jax_export").read_bytes()))
+        for name in ("encoder", "decoder")
+    )
+    assert encoder.platforms == ("cpu", "cuda", "tpu")
+    x = np.load(folder.parent / "x.npy")
+    mean, scale = encoder.call(x)
+    np.savez(folder / "out.npz", mean=mean, scale=scale, decoded=decoder.call(mean))
+    one, _ = encoder.call(x[:1])
+    assert one.shape == (1, 2)
 try:
     import vhp_jax
 except ImportError:
@@ -272,24 +272,25 @@ except ImportError:
 """
 
 
-@pytest.mark.parametrize("name", ["gaussian", "gated", "convolutional"])
-def test_the_functions_run_without_this_package_and_flax(name, tmp_path):
-    wanted = shared(name)
-    folder = sharing.write(wanted, tmp_path / "model")
+def test_the_functions_run_without_this_package_and_flax(tmp_path):
+    models = {name: shared(name) for name in ("gaussian", "gated", "convolutional")}
+    for name, wanted in models.items():
+        sharing.write(wanted, tmp_path / name)
     x = np.random.default_rng(1).normal(size=(5, *SHAPE)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
-    command = [sys.executable, "-c", ELSEWHERE, str(folder)]
+    command = [sys.executable, "-c", ELSEWHERE, *models]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "alone\n"), done.stderr
-    units = wanted.standardisation
-    scaled = ((x - units.mean) / units.scale).astype(np.float32)
-    q_z = wanted.model.encode(wanted.params, jnp.asarray(scaled))
-    decoded = wanted.model.reconstruct(wanted.params, q_z.mean)
-    decoded = np.asarray(decoded).reshape(5, *SHAPE) * units.scale + units.mean
-    with np.load(tmp_path / "out.npz") as found:
-        np.testing.assert_allclose(found["mean"], q_z.mean, rtol=1e-6, atol=1e-6)
-        np.testing.assert_allclose(found["scale"], q_z.scale, rtol=1e-6, atol=1e-6)
-        np.testing.assert_allclose(found["decoded"], decoded, rtol=1e-6, atol=1e-6)
+    for name, wanted in models.items():
+        units = wanted.standardisation
+        scaled = ((x - units.mean) / units.scale).astype(np.float32)
+        q_z = wanted.model.encode(wanted.params, jnp.asarray(scaled))
+        decoded = wanted.model.reconstruct(wanted.params, q_z.mean)
+        decoded = np.asarray(decoded).reshape(5, *SHAPE) * units.scale + units.mean
+        expected = {"mean": q_z.mean, "scale": q_z.scale, "decoded": decoded}
+        with np.load(tmp_path / name / "out.npz") as found:
+            for key, value in expected.items():
+                np.testing.assert_allclose(found[key], value, rtol=1e-6, atol=1e-6)
 
 
 # --- Runs ----------------------------------------------------------------------------

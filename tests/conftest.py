@@ -10,9 +10,9 @@ import jaxlib.version
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling takes most of the time; commands, notebooks and benchmarks run optimised.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if jaxlib.version.__version_info__[:2] == (0, 10):  # others may not know the flag
-    FLAGS = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false"
-    os.environ["XLA_FLAGS"] = " ".join(FLAGS)
+if jaxlib.version.__version_info__[:2] == (0, 10):  # half of it; 0.12 has no such flag
+    XLA_FLAGS = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = XLA_FLAGS.strip()
 
 from jaxtyping import install_import_hook
 

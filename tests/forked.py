@@ -1,8 +1,10 @@
 """Processes of their own, forked from one that has imported what takes seconds.
 
-That one has imported JAX but asked for no device, so it has no threads to lose.
+That one has asked JAX for no device, so no backend is lost in the fork. JAX reads its
+environment variables when it is imported: before a worker's first fork.
 """
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -20,27 +22,43 @@ _CONTEXT.set_forkserver_preload(["experiments.metrics"])  # which imports nearly
 
 
 def run_module(name: str, *words: str) -> None:
-    """`python -m NAME WORDS`."""
+    """As `python -m NAME WORDS`, but for what is imported already."""
     sys.argv = [name, *words]
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
-def _become(out: Path, err: Path, function: Callable[..., None], *arguments: Any):
+def _become(
+    environment: dict[str, str], out: Path, err: Path, function: Callable, *args: Any
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     for descriptor, path in enumerate((out, err), start=1):
         with path.open("w") as file:
             os.dup2(file.fileno(), descriptor)
     os.chdir(ROOT)
-    function(*arguments)
+    function(*args)
 
 
 class Forked:
-    """A function of a module in a process that prints to files, as a `Popen`."""
+    """A function of a module in a process that prints to two files, as a `Popen`.
 
-    def __init__(self, out: Path, err: Path, function: Callable, *arguments: Any):
-        everything = (out, err, function, *arguments)
-        self._process = _CONTEXT.Process(target=_become, args=everything)
+    It is killed at the end of a `with`.
+    """
+
+    def __init__(self, out: Path, err: Path, function: Callable, *args: Any):
+        for path in (out, err):
+            path.write_text("")  # nothing of a process before this one
+        everything = (dict(os.environ), out, err, function, *args)
+        self._process = _CONTEXT.Process(target=_become, args=everything, daemon=True)
         self._process.start()
         self.pid = self._process.pid
+
+    def __enter__(self) -> "Forked":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+        self.wait()
 
     def poll(self) -> int | None:
         return self._process.exitcode
@@ -54,15 +72,17 @@ class Forked:
 
     def send_signal(self, signum: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, signum)
+            with contextlib.suppress(ProcessLookupError):  # gone meanwhile
+                os.kill(self.pid, signum)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
 
 def run(name: str, *words: str) -> tuple[int, str, str]:
-    """The exit code of `python -m NAME WORDS`, and what it printed on each stream."""
+    """The exit code of a command, and what it printed on each stream."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        code = Forked(out, err, run_module, name, *map(str, words)).wait(300.0)
+        with Forked(out, err, run_module, name, *map(str, words)) as process:
+            code = process.wait(300.0)
         return code, out.read_text(), err.read_text()

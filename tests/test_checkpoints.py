@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -185,7 +186,8 @@ def test_restores_on_another_number_of_devices(tmp_path: Path) -> None:
         assert len(x.sharding.device_set) == 4
         Checkpointer(sys.argv[1]).save(1, {"x": x})
         """
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags += " --xla_force_host_platform_device_count=4"
     run_python(code, str(tmp_path), XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
     state = Checkpointer(tmp_path).restore(1, {"x": jnp.zeros(8)})
     assert_same(state, {"x": jnp.arange(8.0)})
@@ -489,7 +491,7 @@ def content(step: int) -> dict[str, Any]:
 def save_for_ever(directory: Path) -> None:
     checkpointer = Checkpointer(directory, max_to_keep=2)
     step, state = checkpointer.restore_latest(content(0)) or (0, content(0))
-    while True:
+    while multiprocessing.parent_process().is_alive():
         assert int(state["step"]) == step
         assert jnp.array_equal(state["x"], content(step)["x"])
         step, state = step + 1, content(step + 1)
@@ -503,14 +505,14 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     out, err, directory = tmp_path / "out", tmp_path / "err", tmp_path / "run"
     done = 0
     for _ in range(10):
-        out.write_text("")
-        process = Forked(out, err, save_for_ever, directory)
-        while not out.read_text().endswith("\n"):
-            assert process.poll() is None, err.read_text()
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0.0, 0.3))
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
+        give_up = time.monotonic() + 120.0
+        with Forked(out, err, save_for_ever, directory) as process:
+            while not out.read_text().endswith("\n"):
+                assert process.poll() is None, err.read_text()
+                assert time.monotonic() < give_up
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0.0, 0.3))
+        assert process.poll() == -signal.SIGKILL
         told = [int(line) for line in out.read_text().split()]
         assert told[0] in (done + 1, done + 2)  # One may be done but not told.
         done = told[-1]

@@ -427,9 +427,9 @@ def alone(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stream", ["False", "True"])
-def test_two_processes_take_the_steps_of_one(stream, alone, tmp_path):
-    with Two.train(tmp_path, train__stream_data=stream) as two:
+def test_two_processes_take_the_steps_of_one(alone, tmp_path):
+    """With streamed data; `test_layouts_go_on_from_each_other` has it resident."""
+    with Two.train(tmp_path, train__stream_data="True") as two:
         assert two.codes() == [0, 0], [two.said(index) for index in (0, 1)]
     assert not (tmp_path / "not written").exists()
     assert_close(params_of(two.workdir), params_of(alone))

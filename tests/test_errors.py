@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import chex
@@ -97,7 +99,10 @@ def test_usage_errors_exit_2_with_one_line(case, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_exit_codes_of_the_real_process():
-    done = run_binary("train", "--config.train.learning_rat=1")
+    command = [sys.executable, "-m", "experiments.train"]
+    command += ["--config.train.learning_rat=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = Done(done.returncode, done.stdout, done.stderr)
     assert_one_line(done, 2, "did you mean train.learning_rate")
     assert_one_line(run_binary("train", "--config.train.batch_size=0"), 1, "batch_size")
     assert_one_line(run_binary("sample"), 2, "--workdir=DIR is missing")

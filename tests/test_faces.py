@@ -75,11 +75,13 @@ def reproduced(cache, tmp_path_factory):
 
 @pytest.mark.parametrize("row", tables.SHAPES[NAME].rows, ids=lambda row: row.config)
 def test_chairs_are_trained_measured_interpolated_and_explored(
-    row, reproduced, tmp_path
+    row, reproduced, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(metrics, "NUM_PAIRS", 3)
     run = reproduced / "runs" / NAME / tables.slug(row.name) / "seed_1"
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
-    words = "--metrics=active_units,prior_match"
+    shutil.rmtree(tmp_path / "eval")
+    words = "--metrics=interpolation,active_units,prior_match"
     done = command("evaluate", f"--workdir={tmp_path}", words)
     assert (done.code, done.err) == (0, "")
     result = json.loads((tmp_path / "eval" / "interpolation.json").read_text())

@@ -155,7 +155,7 @@ def test_the_statistics_of_the_data_are_kept_and_compared(workdir):
         runs.restore(workdir)
 
 
-def test_graphs_in_parts_are_bridged_and_it_is_said(workdir, monkeypatch):
+def test_graphs_in_parts_are_bridged_and_it_is_said(workdir, monkeypatch, capsys):
     restored = runs.restore(workdir)
 
     def two_heaps(self, params, key, num):
@@ -174,7 +174,11 @@ def test_graphs_in_parts_are_bridged_and_it_is_said(workdir, monkeypatch):
         "test",
         workdir / "eval",
     )
-    assert metrics.measure("smoothness", setting)["mean_bridges"] == 1.0
+    result = metrics.measure("smoothness", setting)
+    assert result["mean_bridges"] == 1.0
+    path = workdir / "eval" / "smoothness.json"
+    assert json.loads(path.read_text()) == result
+    assert capsys.readouterr().out.endswith(f" -> {path}\n")
 
 
 def test_measures_of_other_data_are_refused_in_one_line(workdir):

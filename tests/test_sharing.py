@@ -290,7 +290,9 @@ def test_the_functions_run_without_this_package_and_flax(tmp_path):
         expected = {"mean": q_z.mean, "scale": q_z.scale, "decoded": decoded}
         with np.load(tmp_path / name / "out.npz") as found:
             for key, value in expected.items():
-                np.testing.assert_allclose(found[key], value, rtol=1e-6, atol=1e-6)
+                np.testing.assert_allclose(
+                    found[key], value, rtol=1e-6, atol=1e-6, err_msg=f"{name}, {key}"
+                )
 
 
 # --- Runs ----------------------------------------------------------------------------

@@ -158,7 +158,7 @@ class VampPrior:
     bounds: tuple[float, float] | None = (0.0, 1.0)
 
     def init(self, key: PRNGKey) -> PyTree:
-        """Standard normal pseudo-inputs; `init_pseudo_inputs` knows the data."""
+        """Standard normal pseudo-inputs, for want of data; see `init_pseudo_inputs`."""
         shape = (self.num_components, *self.example_shape)
         return {"pseudo_inputs": jax.random.normal(key, shape)}
 
@@ -246,13 +246,16 @@ def init_pseudo_inputs(
     """Pseudo-inputs from the statistics of the training set, all but equal to start.
 
     Each is the mean of all entries of all examples, give or take 0.03 of their standard
-    deviation. The prior then begins as one Gaussian that parts as it is needed; one of
-    components far apart does not come near the data again (docs/likelihood.md).
+    deviation: the prior begins as nearly one Gaussian, and parts as it learns.
+    docs/likelihood.md compares other starts.
 
     Args:
       key: PRNG key, used once.
-      examples: training set, float32.
+      examples: training set, float32 [N, *example].
       num_components: C.
+
+    Returns:
+      float32 [C, *example].
     """
     examples = np.asarray(examples)
     mean, scale = examples.mean(dtype="f8"), examples.std(dtype="f8")

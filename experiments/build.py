@@ -426,6 +426,7 @@ def build_init(
         return networks.centre(params, flat.mean(axis=0, dtype="f8"))
 
     def pseudo_inputs(params: Params, key: PRNGKey) -> Params:
+        key = jax.random.fold_in(key, 1)  # the start before it draws from the key
         drawn = priors.init_pseudo_inputs(key, examples, config.num_pseudo_inputs)
         return params._replace(prior={"pseudo_inputs": drawn})
 

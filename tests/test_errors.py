@@ -354,6 +354,7 @@ def test_full_disk_at_a_checkpoint_loses_nothing(unfinished, finished, monkeypat
     assert [line["step"] for line in lines_of(unfinished)] == [1, 2, 2, 3, 4, 4]
 
 
+@pytest.mark.slow
 def test_full_disk_in_a_metrics_line_loses_nothing(unfinished, finished, monkeypatch):
     """The line is cut off in the middle, as the kernel does it."""
     whole = runs.WorkDir.append_metrics

@@ -349,6 +349,7 @@ def test_hostile_input_is_refused_in_one_line(x, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_importing_the_package_leaves_scikit_learn_alone():
     code = "import sys, vhp_jax; print('sklearn' in sys.modules); vhp_jax.VHP;"
     code += "print('sklearn' in sys.modules)"

@@ -339,6 +339,7 @@ def test_principal_start_encodes_and_decodes_as_pca(width):
     np.testing.assert_allclose(decoded, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_principal_start_draws_its_rotation_from_the_key():
     examples, model, params, _ = principal_start(seed=0)
     other = principal_start(seed=1)[2]
@@ -493,6 +494,7 @@ def test_transposed_conv_is_the_one_of_lax(size, stride):
         np.testing.assert_allclose(slope, lax_slope, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_conv_decoder_starts_with_logits_as_large_as_its_input():
     decoder, z = ConvDecoder((32, 32, 1)), random((64, 32))
     logits = decoder.apply(decoder.init(jax.random.key(0), z), z).logits

@@ -91,6 +91,7 @@ def make_figures():
     }
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_the_same_twice_without_pyplot(tmp_path):
     figures = [make_figures(), make_figures()]
     for name, figure in figures[0].items():

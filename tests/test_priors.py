@@ -419,6 +419,7 @@ def test_vamp_samples_have_the_moments_of_the_mixture():
     assert (np.bincount(nearest, minlength=5) > 0).all()
 
 
+@pytest.mark.slow
 def test_pseudo_inputs_and_encoder_learn_inside_the_bounds_only():
     params = vamp_params()
 

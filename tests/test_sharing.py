@@ -125,6 +125,7 @@ def test_there_is_no_pickle_and_a_card(export):
     assert not any("pickle" in name for name in names)
 
 
+@pytest.mark.slow
 def test_a_second_export_replaces_the_first_and_nothing_else(tmp_path):
     folder = tmp_path / "model"
     sharing.write(shared("convolutional"), folder)
@@ -272,6 +273,7 @@ except ImportError:
 """
 
 
+@pytest.mark.slow
 def test_the_functions_run_without_this_package_and_flax(tmp_path):
     models = {name: shared(name) for name in ("gaussian", "gated", "convolutional")}
     for name, wanted in models.items():

@@ -890,7 +890,7 @@ def plot_smoothness(
     ax.set_ylim(bottom=0.0)
     ax.set_xlim(-0.6, len(joints) - 0.4)
     ax.set_ylabel("smoothness factor" + f" [{unit}]" * bool(unit))
-    ax.legend()
+    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(factors))
     return figure
 
 

@@ -227,8 +227,7 @@ class Process:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.process.kill()
-        self.process.wait()
+        self.process.__exit__(*exception)
 
     def printed(self) -> str:
         return self.out.read_text()

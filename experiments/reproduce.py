@@ -73,14 +73,13 @@ def train_rows(table: Table, rows: Sequence[Row], seeds: int, deadline: float) -
 
 
 def measured(
-    table: Table, row: Row, seed: int, deadline: float, metric: str | None = None
-) -> metrics.Result:
-    """The table's metric (or another) on the whole test set, from its file if there.
+    table: Table, row: Row, seed: int, deadline: float
+) -> dict[str, metrics.Result]:
+    """The table's metrics on the whole test set, each from its file if there.
 
     Raises:
-      OutOfTimeError: it is not, takes long, and the deadline came first.
+      OutOfTimeError: one is not, takes long, and the deadline came first.
     """
-    metric = metric or table.metric
     path = folder(table, row, seed)
     runs.check_config(path, row.resolved(seed))
     summary = runs.read_json(path / "summary.json")
@@ -89,29 +88,33 @@ def measured(
         "split": "test",
         "evaluation_seed": 0,
     }
-    if metric == "nll":
-        wanted["num_samples"] = metrics.NUM_SAMPLES
-    file = path / "eval" / f"{metric}.json"
-    if file.exists():
-        found = runs.read_json(file)
-        if wanted.items() <= found.items() and found.get("whole_split"):
-            return found
-    if metric == "nll" and time.monotonic() >= deadline:
-        raise metrics.OutOfTimeError(f"{metric} is not measured")
-    run, _, params, step = runs.restore(path)
-    return metrics.measure(
-        metric,
-        metrics.Setting(
-            run,
-            params,
-            step,
-            run.experiment.dataset.test,
-            "test",
-            file.parent,
-            training_seed=seed,
-            deadline=deadline,
-        ),
-    )
+    results = {}
+    restored: runs.Restored | None = None  # reads the data, which may take seconds
+    for metric in table.metrics:
+        own = {"num_samples": metrics.NUM_SAMPLES} if metric == "nll" else {}
+        file = path / "eval" / f"{metric}.json"
+        if file.exists():
+            found = runs.read_json(file)
+            if (wanted | own).items() <= found.items() and found.get("whole_split"):
+                results[metric] = found
+                continue
+        if metric == "nll" and time.monotonic() >= deadline:
+            raise metrics.OutOfTimeError(f"{metric} is not measured")
+        restored = restored or runs.restore(path)
+        results[metric] = metrics.measure(
+            metric,
+            metrics.Setting(
+                restored.run,
+                restored.params,
+                restored.step,
+                restored.run.experiment.dataset.test,
+                "test",
+                file.parent,
+                training_seed=seed,
+                deadline=deadline,
+            ),
+        )
+    return results
 
 
 def row_record(
@@ -138,7 +141,7 @@ def row_record(
     paths = folder(table, row, 1).parent.glob("seed_*")
     numbers = sorted(int(path.name.removeprefix("seed_")) for path in paths)
     numbers = [n for n in numbers if is_complete(folder(table, row, n))][:num_seeds]
-    results: list[metrics.Result] = []
+    results: list[dict[str, metrics.Result]] = []
     for number in numbers:
         try:
             results.append(measured(table, row, number, deadline))
@@ -150,20 +153,18 @@ def row_record(
         return record
     directories = [runs.WorkDir(folder(table, row, number)) for number in numbers]
     summaries = [runs.read_json(d.path / "summary.json") for d in directories]
-    steps = [result["step"] for result in results]
+    own = [result[table.metric] for result in results]
+    steps = [result["step"] for result in own]
     reached = [state_at(d, step) for d, step in zip(directories, steps, strict=True)]
-    values = np.array([result["value"] for result in results])
+    values = np.array([result["value"] for result in own])
     spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else None
     return (
         record
         | {"mean": values.mean(), "stderr": spread, "seeds": values}
         | {"seed_numbers": numbers, "steps": steps}
-        | {name: [result[name] for result in results] for name in table.details}
+        | {name: [result[name] for result in own] for name in table.details}
         | {
-            name: [
-                measured(table, row, n, deadline, metric)[key or "value"]
-                for n in numbers
-            ]
+            name: [result[metric][key or "value"] for result in results]
             for name in table.also
             for metric, _, key in [name.partition(".")]
         }
@@ -176,7 +177,7 @@ def row_record(
             "commit": ", ".join(sorted({str(s["git_revision"]) for s in summaries})),
             "hardware": ", ".join(sorted({s["hardware"] for s in summaries})),
             "minutes": sum(summary["wall_seconds"] for summary in summaries) / 60.0,
-            "evaluation_minutes": sum(result["seconds"] for result in results) / 60.0,
+            "evaluation_minutes": sum(result["seconds"] for result in own) / 60.0,
         }
     )
 
@@ -362,7 +363,7 @@ def fig8() -> dict[str, Figure]:
             int(path.name.removeprefix("seed_")) for path in first.parent.iterdir()
         ]
         found = [
-            measured(MOTION, row, seed, math.inf)
+            measured(MOTION, row, seed, math.inf)[MOTION.metric]
             for seed in sorted(seeds)
             if is_complete(folder(MOTION, row, seed))
         ]

@@ -73,6 +73,12 @@ class Table:
     num_seeds: int
     also: tuple[str, ...] = ()
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """All that are measured, each once; the table's own is the first."""
+        others = [name.partition(".")[0] for name in self.also]
+        return tuple(dict.fromkeys((self.metric, *others)))
+
     def path(self, workdir: str, row: Row, seed: int) -> Path:
         """Work directory of one seed of a row."""
         several = len({row.dataset for row in self.rows}) > 1

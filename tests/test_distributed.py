@@ -6,35 +6,36 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
+import forked
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from forked import Forked
 from test_experiments import arguments, command, lines_of, tiny
 
 from experiments import cli, processes, runs
 from experiments.processes import Group
-from vhp_jax import devices
+from vhp_jax import devices, evaluation, training
+from vhp_jax.types import Params
 
 pytestmark = pytest.mark.optax
-ROOT = Path(__file__).resolve().parents[1]
 # Wide and long enough for layouts to differ, had they any reason to.
-STEPS = 200
+STEPS = 100
 SETTINGS = {
     "mesh": "0",
     "model.hidden": "32,32",
     "train.batch_size": "16",
     "data.num_train": "96",
     "train.num_steps": str(STEPS),
-    "train.log_every": "20",
-    "train.eval_every": "100",
-    "train.checkpoint_every": "20",
-    "train.snapshot_steps": "200",
+    "train.log_every": "10",
+    "train.eval_every": "50",
+    "train.checkpoint_every": "10",
+    "train.snapshot_steps": str(STEPS),
 }
 WAIT = 600  # seconds for what takes ten where nothing else runs
 END_SECONDS = 15.0  # after a kill: docs/devices.md says when the others are gone
@@ -85,131 +86,115 @@ def test_the_layout_is_no_part_of_a_run(tmp_path):
     runs.check_config(tmp_path, config)
 
 
-EIGHT_DEVICES = """
-import re, sys
-import jax, jax.numpy as jnp, numpy as np
-sys.path.insert(0, "tests")
-from test_distributed import SETTINGS, STEPS
-from test_experiments import tiny
-from experiments import runs
-from vhp_jax import devices, evaluation, training
+def eight_devices() -> None:
+    """Prints how far each loop's parameters end from those of one device."""
+    assert jax.device_count() == 8
 
-assert jax.device_count() == 8
+    def trained(kind, size, **overrides):
+        run = runs.Run(tiny(**SETTINGS | overrides))
+        experiment, batch = run.experiment, run.config.train.batch_size
+        step = training.make_train_step(
+            experiment.objective, experiment.beta_scheme, experiment.optimizers
+        )
+        mesh = devices.make_mesh(size) if size else None
+        state, data = run.initial_state(), run.training_data(mesh)
+        if mesh is not None:
+            state = devices.replicate(state, mesh)
+        if kind == "scanned":
+            loop = training.make_train_loop(step, batch, None, mesh)
+            loop = training.jit_train_loop(loop, len(run.seeds), mesh)
+        else:
+            make = getattr(training, f"make_{kind}_loop")
+            loop = make(step, batch, None, mesh)
+        if mesh is not None and kind == "scanned" and len(run.seeds) == 1:
+            text = loop.lower(state, data, num_steps=STEPS).compile().as_text()
+            shared = r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)[(-]"
+            found = re.findall(shared, text)
+            assert sorted(found) == ["all-reduce", "all-reduce"], found
+        state, _ = loop(state, data, num_steps=STEPS)
+        if mesh is not None:
+            leaves = jax.tree.leaves(state)
+            assert all(leaf.sharding.is_fully_replicated for leaf in leaves)
+            state = devices.local(state)
+        return run, state.params
 
-def trained(kind, size, **overrides):
-    run = runs.Run(tiny(**SETTINGS | overrides))
-    experiment, batch = run.experiment, run.config.train.batch_size
-    step = training.make_train_step(
-        experiment.objective, experiment.beta_scheme, experiment.optimizers
-    )
-    mesh = devices.make_mesh(size) if size else None
-    state, data = run.initial_state(), run.training_data(mesh)
-    if mesh is not None:
-        state = devices.replicate(state, mesh)
-    if kind == "scanned":
-        loop = training.make_train_loop(step, batch, None, mesh)
-        loop = training.jit_train_loop(loop, len(run.seeds), mesh)
-    else:
-        make = getattr(training, f"make_{kind}_loop")
-        loop = make(step, batch, None, mesh)
-    if mesh is not None and kind == "scanned" and len(run.seeds) == 1:
-        text = loop.lower(state, data, num_steps=STEPS).compile().as_text()
-        found = re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)[(-]", text)
-        assert sorted(found) == ["all-reduce", "all-reduce"], found
-    state, metrics = loop(state, data, num_steps=STEPS)
-    if mesh is not None:
-        assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
-        state = devices.local(state)
-    return run, state
+    run, wanted = trained("scanned", 0)
+    started = run.initial_state().params
+    for kind in ("scanned", "streamed", "stepwise"):
+        streamed = {"train.stream_data": str(kind == "streamed")}
+        _, seen = trained(kind, 8, **streamed)
+        assert farthest(seen, started) > 1e-3
+        print(kind, farthest(seen, wanted))
+    _, several = trained("scanned", 8, num_seeds="2")
+    print("seeds", farthest(jax.tree.map(lambda leaf: leaf[0], several), wanted))
 
-run, wanted = trained("scanned", 0)
-started = run.initial_state().params
-for kind, size in (("scanned", 8), ("streamed", 8), ("stepwise", 8)):
-    streamed = {"train.stream_data": str(kind == "streamed")}
-    _, seen = trained(kind, size, **streamed)
-    pairs = zip(*map(jax.tree.leaves, (seen.params, wanted.params)), strict=True)
-    print(kind, size, max(float(jnp.abs(a - b).max()) for a, b in pairs))
-    moved = zip(*map(jax.tree.leaves, (seen.params, started)), strict=True)
-    assert max(float(jnp.abs(a - b).max()) for a, b in moved) > 1e-3
-_, several = trained("scanned", 8, num_seeds="2")
-pairs = zip(*map(jax.tree.leaves, (several.params, wanted.params)), strict=True)
-print("seeds", 8, max(float(jnp.abs(a[0] - b).max()) for a, b in pairs))
-
-x = run.experiment.dataset.test.examples[:13]
-arguments = run.experiment.model, wanted.params, jax.random.key(0), x, 50
-one = jax.sharding.Mesh(np.array(jax.devices()[:1]), (devices.BATCH,))
-alone = evaluation.log_likelihood(*arguments, mesh=one).log_likelihood
-shared = evaluation.log_likelihood(*arguments).log_likelihood
-assert np.ptp(alone) > 1.0
-print("likelihood", 8, np.abs(alone - shared).max())
-"""
+    x = run.experiment.dataset.test.examples[:13]
+    arguments = run.experiment.model, wanted, jax.random.key(0), x, 50
+    one = jax.sharding.Mesh(np.array(jax.devices()[:1]), (devices.BATCH,))
+    alone = evaluation.log_likelihood(*arguments, mesh=one).log_likelihood
+    shared = evaluation.log_likelihood(*arguments).log_likelihood
+    assert np.ptp(alone) > 1.0
+    print("likelihood", np.abs(alone - shared).max())
 
 
-def on_eight_devices(code: str) -> str:
-    """Runs a script in a process of its own; returns what it printed."""
+def farthest(some: Params, others: Params) -> float:
+    pairs = zip(*map(jax.tree.leaves, (some, others)), strict=True)
+    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+
+
+def on_eight_devices(function, folder: Path, monkeypatch) -> list[list[str]]:
+    """Runs it in a process of its own; returns the words it printed, by lines."""
     # On busy cores eight threads may take minutes to meet.
     wait = f"--xla_cpu_collective_call_terminate_timeout_seconds={WAIT}"
     own = os.environ.get("XLA_FLAGS", "")
-    flags = {"XLA_FLAGS": f"{own} --xla_force_host_platform_device_count=8 {wait}"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=os.environ | flags,
-        capture_output=True,
-        text=True,
-        timeout=WAIT,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    eight = "--xla_force_host_platform_device_count=8"
+    monkeypatch.setenv("XLA_FLAGS", f"{own} {eight} {wait}")
+    out, err = folder / "out", folder / "err"
+    with Forked(out, err, function) as process:
+        assert process.wait(WAIT) == 0, err.read_text()
+    return [line.split() for line in out.read_text().splitlines()]
 
 
 @pytest.mark.slow
-def test_eight_devices_take_the_steps_of_one():
+def test_eight_devices_take_the_steps_of_one(tmp_path, monkeypatch):
     """Each loop, and the likelihood; the gradients are all that the devices share."""
-    lines = [line.split() for line in on_eight_devices(EIGHT_DEVICES).splitlines()]
+    lines = on_eight_devices(eight_devices, tmp_path, monkeypatch)
     assert len(lines) == 5
-    for name, _, difference in lines:
+    for name, difference in lines:
         assert float(difference) <= (1e-4 if name == "likelihood" else 1e-5), lines
 
 
-WHOLE_NETWORKS = """
-import sys
-import jax, jax.numpy as jnp, numpy as np
-jax.config.update("jax_enable_x64", True)
-from experiments import cli, runs
-from vhp_jax import devices, training
-
-run = runs.Run(cli.load_config("pendulum"))
-experiment, batch = run.experiment, 64
-step = training.make_train_step(
-    experiment.objective, experiment.beta_scheme, experiment.optimizers
-)
-data = np.asarray(experiment.dataset.train.examples, np.float64)
-floating = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
-ended = []
-for size in (1, 8):
-    state = jax.tree.map(
-        lambda leaf: leaf.astype(jnp.float64) if floating(leaf) else leaf,
-        run.initial_state(),
+def whole_networks() -> None:
+    """Prints how far ten steps in float64 move them, and one device from eight."""
+    jax.config.update("jax_enable_x64", True)
+    run = runs.Run(cli.load_config("pendulum"))
+    experiment, batch = run.experiment, 64
+    step = training.make_train_step(
+        experiment.objective, experiment.beta_scheme, experiment.optimizers
     )
-    mesh = devices.make_mesh(size)
-    loop = training.make_train_loop(step, batch, experiment.draw_batch, mesh)
-    loop = training.jit_train_loop(loop, 1, mesh)
-    started = jax.tree.leaves(state.params)
-    state = devices.replicate(state, mesh)
-    state, _ = loop(state, devices.replicate_data(data, mesh), num_steps=10)
-    ended.append(jax.tree.leaves(devices.local(state).params))
-def farthest(some, others):
-    return max(float(jnp.abs(a - b).max()) for a, b in zip(some, others, strict=True))
-print(ended[0][0].dtype, farthest(ended[0], started), farthest(*ended))
-"""
+
+    def double(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(jnp.float64) if floating else leaf
+
+    data = np.asarray(experiment.dataset.train.examples, np.float64)
+    started = run.initial_state().params
+    ended = []
+    for size in (1, 8):
+        mesh = devices.make_mesh(size)
+        loop = training.make_train_loop(step, batch, experiment.draw_batch, mesh)
+        loop = training.jit_train_loop(loop, 1, mesh)
+        state = devices.replicate(jax.tree.map(double, run.initial_state()), mesh)
+        state, _ = loop(state, devices.replicate_data(data, mesh), num_steps=10)
+        ended.append(devices.local(state).params)
+    assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves(ended))
+    print(farthest(ended[0], started), farthest(*ended))
 
 
 @pytest.mark.slow
-def test_whole_networks_take_the_same_steps():
+def test_whole_networks_take_the_same_steps(tmp_path, monkeypatch):
     """In float64: rounding in float32 moves weights that the loss hardly feels."""
-    dtype, moved, apart = on_eight_devices(WHOLE_NETWORKS).split()
-    assert dtype == "float64"
+    ((moved, apart),) = on_eight_devices(whole_networks, tmp_path, monkeypatch)
     assert float(moved) > 1e-4
     assert float(apart) <= 1e-10
 
@@ -368,25 +353,14 @@ class Two:
         self.folder, self.workdir = folder, folder / "run"
         with socket.create_server(("localhost", 0)) as free:
             port = free.getsockname()[1]
-        words = [
-            sys.executable,
-            *("-m", f"experiments.{name}"),
-            f"--coordinator_address=localhost:{port}",
-            "--num_processes=2",
-            *own_words,
-        ]
+        shared = f"--coordinator_address=localhost:{port}", "--num_processes=2"
         workdirs = self.workdir, folder / "not written"
         self.processes = []
         for index, workdir in enumerate(workdirs):
-            with (
-                (folder / f"out{index}").open("w") as out,
-                (folder / f"err{index}").open("w") as err,
-            ):
-                own = [f"--process_id={index}", f"--workdir={workdir}"]
-                process = subprocess.Popen(
-                    words + own, cwd=ROOT, stdout=out, stderr=err
-                )
-            self.processes.append(process)
+            files = folder / f"out{index}", folder / f"err{index}"
+            own = f"--process_id={index}", f"--workdir={workdir}"
+            words = f"experiments.{name}", *shared, *own_words, *own
+            self.processes.append(Forked(*files, forked.run_module, *words))
 
     @classmethod
     def train(cls, folder: Path, **overrides: str) -> "Two":
@@ -469,7 +443,7 @@ def test_layouts_go_on_from_each_other(alone, tmp_path):
 
         def advance(self, length):
             metrics = steps_taken(self, length)
-            if self.step == 40:
+            if self.step == 20:
                 os.kill(os.getpid(), signal.SIGTERM)
             return metrics
 
@@ -479,7 +453,7 @@ def test_layouts_go_on_from_each_other(alone, tmp_path):
     first = runs.restore(workdir).step
     assert 0 < first < STEPS
     with Two.train(tmp_path) as two:
-        two.wait_for_checkpoint(first + 20)
+        two.wait_for_checkpoint(first + 10)
         two.processes[1].send_signal(signal.SIGTERM)
         assert two.codes() == [143, 143], [two.said(index) for index in (0, 1)]
         assert f"resuming at step {first} of {STEPS}" in two.said(0)[0]
@@ -496,14 +470,14 @@ def test_a_killed_process_ends_the_other(victim, tmp_path):
     # Long enough that it cannot be over before the kill.
     long = {"train.num_steps": "20000", "train.snapshot_steps": "20000"}
     with Two.train(tmp_path, **long) as two:
-        two.wait_for_checkpoint(40)
+        two.wait_for_checkpoint(20)
         two.processes[victim].kill()
         start = time.monotonic()
         assert two.processes[1 - victim].wait(WAIT) == 1
         assert time.monotonic() - start < END_SECONDS
         line = f"error: process {victim} is gone: killed, or its host is down; "
         assert two.said(1 - victim)[1] == line + processes.RESUMABLE
-    assert runs.restore(two.workdir).step >= 40
+    assert runs.restore(two.workdir).step >= 20
 
 
 @pytest.mark.slow

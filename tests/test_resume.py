@@ -243,7 +243,7 @@ class Process:
         while not condition():
             assert self.process.poll() is None, self.complained()
             assert time.monotonic() < deadline, self.printed() + self.complained()
-            time.sleep(0.001)
+            time.sleep(0.005)
 
 
 @pytest.mark.parametrize(

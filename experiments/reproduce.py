@@ -89,25 +89,26 @@ def measured(
         "evaluation_seed": 0,
     }
     results = {}
-    restored: runs.Restored | None = None  # reads the data, which may take seconds
+    opened: runs.Restored | None = None  # reads the data, which may take seconds
     for metric in table.metrics:
-        own = {"num_samples": metrics.NUM_SAMPLES} if metric == "nll" else {}
+        samples = {"num_samples": metrics.NUM_SAMPLES} if metric == "nll" else {}
         file = path / "eval" / f"{metric}.json"
         if file.exists():
             found = runs.read_json(file)
-            if (wanted | own).items() <= found.items() and found.get("whole_split"):
+            fits = (wanted | samples).items() <= found.items()
+            if fits and found.get("whole_split"):
                 results[metric] = found
                 continue
         if metric == "nll" and time.monotonic() >= deadline:
             raise metrics.OutOfTimeError(f"{metric} is not measured")
-        restored = restored or runs.restore(path)
+        opened = opened or runs.restore(path)
         results[metric] = metrics.measure(
             metric,
             metrics.Setting(
-                restored.run,
-                restored.params,
-                restored.step,
-                restored.run.experiment.dataset.test,
+                opened.run,
+                opened.params,
+                opened.step,
+                opened.run.experiment.dataset.test,
                 "test",
                 file.parent,
                 training_seed=seed,
@@ -355,7 +356,10 @@ def fig21() -> dict[str, Figure]:
 
 
 def fig8() -> dict[str, Figure]:
-    """Smoothness factor of each joint, mean and deviation over all paths and seeds."""
+    """Smoothness factor of each joint, mean and deviation over all paths and seeds.
+
+    What the table has of these runs is measured first where it is missing.
+    """
     resampled, raw, joints = {}, {}, []
     for name in MOTION_ROWS:
         row, first = MOTION.named(name), completed(MOTION, name)

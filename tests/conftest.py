@@ -1,6 +1,7 @@
 """Strict settings for every test: shapes, dtypes, ranks; warnings are errors."""
 
 import fcntl
+import gc
 import os
 import sys
 from pathlib import Path
@@ -28,6 +29,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(
+    20_000, 20, 50
+)  # tracing leaves much alive to look at, again and again
 
 
 @pytest.fixture(autouse=True)
@@ -66,11 +70,12 @@ def undrawn(monkeypatch):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_commands_left():
-    """Commands share names of flags."""
+def nothing_left():
+    """Commands share names of flags; programs of another file take gigabytes."""
     yield
     if "test_experiments" in sys.modules:
         sys.modules["test_experiments"].forget_commands()
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
 """Processes of their own, forked from one that has imported what takes seconds.
 
 That one has asked JAX for no device, so no backend is lost in the fork. JAX reads its
-environment variables when it is imported: before a worker's first fork.
+environment variables when it is imported, before a worker's first fork; XLA_FLAGS are
+read with the first backend, in the fork.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -36,7 +38,10 @@ def _become(
         with path.open("w") as file:
             os.dup2(file.fileno(), descriptor)
     os.chdir(ROOT)
-    function(*args)
+    try:
+        function(*args)
+    finally:
+        atexit._run_exitfuncs()  # a fork ends without; JAX leaves its group there
 
 
 class Forked:

@@ -6,9 +6,11 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
+from subprocess import Popen
 
 import forked
 import jax
@@ -21,20 +23,22 @@ from test_experiments import arguments, command, lines_of, tiny
 from experiments import cli, processes, runs
 from experiments.processes import Group
 from vhp_jax import devices, evaluation, training
+from vhp_jax.checkpoints import Checkpointer
 from vhp_jax.types import Params
 
 pytestmark = pytest.mark.optax
 # Wide and long enough for layouts to differ, had they any reason to.
 STEPS = 100
+EVERY = 10  # lines and checkpoints
 SETTINGS = {
     "mesh": "0",
     "model.hidden": "32,32",
     "train.batch_size": "16",
     "data.num_train": "96",
     "train.num_steps": str(STEPS),
-    "train.log_every": "10",
+    "train.log_every": str(EVERY),
     "train.eval_every": "50",
-    "train.checkpoint_every": "10",
+    "train.checkpoint_every": str(EVERY),
     "train.snapshot_steps": str(STEPS),
 }
 WAIT = 600  # seconds for what takes ten where nothing else runs
@@ -108,8 +112,8 @@ def eight_devices() -> None:
             loop = make(step, batch, None, mesh)
         if mesh is not None and kind == "scanned" and len(run.seeds) == 1:
             text = loop.lower(state, data, num_steps=STEPS).compile().as_text()
-            shared = r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)[(-]"
-            found = re.findall(shared, text)
+            pattern = r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)[(-]"
+            found = re.findall(pattern, text)
             assert sorted(found) == ["all-reduce", "all-reduce"], found
         state, _ = loop(state, data, num_steps=STEPS)
         if mesh is not None:
@@ -129,12 +133,12 @@ def eight_devices() -> None:
     print("seeds", farthest(jax.tree.map(lambda leaf: leaf[0], several), wanted))
 
     x = run.experiment.dataset.test.examples[:13]
-    arguments = run.experiment.model, wanted, jax.random.key(0), x, 50
+    given = run.experiment.model, wanted, jax.random.key(0), x, 50
     one = jax.sharding.Mesh(np.array(jax.devices()[:1]), (devices.BATCH,))
-    alone = evaluation.log_likelihood(*arguments, mesh=one).log_likelihood
-    shared = evaluation.log_likelihood(*arguments).log_likelihood
-    assert np.ptp(alone) > 1.0
-    print("likelihood", np.abs(alone - shared).max())
+    on_one = evaluation.log_likelihood(*given, mesh=one).log_likelihood
+    on_all = evaluation.log_likelihood(*given).log_likelihood
+    assert np.ptp(on_one) > 1.0
+    print("likelihood", np.abs(on_one - on_all).max())
 
 
 def farthest(some: Params, others: Params) -> float:
@@ -347,9 +351,13 @@ def test_silence_ends_a_process(pair, capfd):
 
 
 class Two:
-    """Two processes of one device each, over loopback; only the first may write."""
+    """Two processes of one device each, over loopback; only the first may write.
 
-    def __init__(self, folder: Path, name: str, *own_words: str):
+    Forked, or started as users do, which is slower: a fork ends without the last steps
+    of an interpreter.
+    """
+
+    def __init__(self, folder: Path, name: str, *own_words: str, fork: bool = True):
         self.folder, self.workdir = folder, folder / "run"
         with socket.create_server(("localhost", 0)) as free:
             port = free.getsockname()[1]
@@ -360,7 +368,13 @@ class Two:
             files = folder / f"out{index}", folder / f"err{index}"
             own = f"--process_id={index}", f"--workdir={workdir}"
             words = f"experiments.{name}", *shared, *own_words, *own
-            self.processes.append(Forked(*files, forked.run_module, *words))
+            if fork:
+                process = Forked(*files, forked.run_module, *words)
+            else:
+                line = [sys.executable, "-m", *words]
+                with files[0].open("w") as out, files[1].open("w") as err:
+                    process = Popen(line, cwd=forked.ROOT, stdout=out, stderr=err)
+            self.processes.append(process)
 
     @classmethod
     def train(cls, folder: Path, **overrides: str) -> "Two":
@@ -385,7 +399,8 @@ class Two:
 
     def wait_for_checkpoint(self, step: int) -> None:
         deadline = time.monotonic() + WAIT
-        while not (self.workdir / "checkpoints" / str(step)).exists():
+        checkpoints = Checkpointer(self.workdir / "checkpoints")
+        while max(checkpoints.steps(), default=0) < step:
             alive = [process.poll() is None for process in self.processes]
             assert all(alive), [self.said(index) for index in (0, 1)]
             assert time.monotonic() < deadline
@@ -425,7 +440,7 @@ def test_two_processes_find_the_likelihood_of_one(alone, tmp_path):
             done = command("evaluate", f"--workdir={folder / 'run'}", *words)
             assert (done.code, done.err) == (0, "")
         else:
-            with Two(folder, "evaluate", *words) as two:
+            with Two(folder, "evaluate", *words, fork=False) as two:
                 assert two.codes() == [0, 0], [two.said(index) for index in (0, 1)]
         assert not (folder / "not written").exists()
         with np.load(folder / "run" / "eval" / "nll.npz") as file:
@@ -443,7 +458,7 @@ def test_layouts_go_on_from_each_other(alone, tmp_path):
 
         def advance(self, length):
             metrics = steps_taken(self, length)
-            if self.step == 20:
+            if self.step == 2 * EVERY:
                 os.kill(os.getpid(), signal.SIGTERM)
             return metrics
 
@@ -453,7 +468,7 @@ def test_layouts_go_on_from_each_other(alone, tmp_path):
     first = runs.restore(workdir).step
     assert 0 < first < STEPS
     with Two.train(tmp_path) as two:
-        two.wait_for_checkpoint(first + 10)
+        two.wait_for_checkpoint(first + EVERY)
         two.processes[1].send_signal(signal.SIGTERM)
         assert two.codes() == [143, 143], [two.said(index) for index in (0, 1)]
         assert f"resuming at step {first} of {STEPS}" in two.said(0)[0]
@@ -470,14 +485,14 @@ def test_a_killed_process_ends_the_other(victim, tmp_path):
     # Long enough that it cannot be over before the kill.
     long = {"train.num_steps": "20000", "train.snapshot_steps": "20000"}
     with Two.train(tmp_path, **long) as two:
-        two.wait_for_checkpoint(20)
+        two.wait_for_checkpoint(2 * EVERY)
         two.processes[victim].kill()
         start = time.monotonic()
         assert two.processes[1 - victim].wait(WAIT) == 1
         assert time.monotonic() - start < END_SECONDS
         line = f"error: process {victim} is gone: killed, or its host is down; "
         assert two.said(1 - victim)[1] == line + processes.RESUMABLE
-    assert runs.restore(two.workdir).step >= 20
+    assert runs.restore(two.workdir).step >= 2 * EVERY
 
 
 @pytest.mark.slow

@@ -520,6 +520,46 @@ def test_table1_reports_what_is_complete(finished, tmp_path, monkeypatch):
     assert cells[-2:] == ["4", "0.054"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"num_samples": 20},
+        {"step": 2},
+        {"split": "validation"},
+        {"evaluation_seed": 1},
+        {"whole_split": False},
+    ],
+    ids=lambda change: next(iter(change), "same"),
+)
+def test_a_likelihood_of_another_kind_does_not_stand_in(
+    change, finished, tmp_path, monkeypatch
+):
+    row = tables.TABLE2_MLP.named("VAE")
+    put(finished, tmp_path, tables.TABLE2_MLP, row)
+    measured = {
+        "value": 87.0,
+        "step": 4,
+        "split": "test",
+        "whole_split": True,
+        "evaluation_seed": 0,
+        "num_samples": 5000,
+        "mean_effective_sample_size": 40.0,
+        "pareto_k_share_above_0.7": 0.9,
+        "seconds": 60.0,
+    }
+    folder = tables.TABLE2_MLP.path(str(tmp_path / "runs"), row, 1) / "eval"
+    runs.write_json(folder / "nll.json", measured | change)
+    monkeypatch.setattr(runs, "check_config", lambda *_: None)
+    monkeypatch.setattr(runs, "restore", lambda _: pytest.fail("the run was read"))
+    done = reproduce(tmp_path, "table2_mlp", "--budget_minutes=1e-9", "--rows=VAE")
+    assert (done.code, done.err) == (0, "")
+    assert ("nll is not measured" in done.out) == bool(change)
+    rows = read(tmp_path / "results" / "table2_mlp.json")["rows"]
+    (seeds,) = (line["seeds"] for line in rows if line["name"] == "VAE")
+    assert seeds == ([] if change else [87.0])
+
+
 def test_every_row_has_a_config_and_a_folder_of_its_own_and_a_command():
     rows = [(table, row) for table in tables.TABLES.values() for row in table.rows]
     assert len({table.path("runs", row, 1) for table, row in rows}) == len(rows)

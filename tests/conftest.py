@@ -29,9 +29,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-gc.set_threshold(
-    20_000, 20, 50
-)  # tracing leaves much alive to look at, again and again
+# Tracing leaves much alive, which each full collection looks at again.
+gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.fixture(autouse=True)

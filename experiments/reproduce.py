@@ -86,6 +86,7 @@ def measured(
     wanted = {
         "step": summary.get("best_step") or summary["step"],
         "split": "test",
+        "whole_split": True,
         "evaluation_seed": 0,
     }
     results = {}
@@ -93,12 +94,10 @@ def measured(
     for metric in table.metrics:
         samples = {"num_samples": metrics.NUM_SAMPLES} if metric == "nll" else {}
         file = path / "eval" / f"{metric}.json"
-        if file.exists():
-            found = runs.read_json(file)
-            fits = (wanted | samples).items() <= found.items()
-            if fits and found.get("whole_split"):
-                results[metric] = found
-                continue
+        found = runs.read_json(file) if file.exists() else {}
+        if (wanted | samples).items() <= found.items():
+            results[metric] = found
+            continue
         if metric == "nll" and time.monotonic() >= deadline:
             raise metrics.OutOfTimeError(f"{metric} is not measured")
         opened = opened or runs.restore(path)

@@ -21,7 +21,7 @@ from scipy.spatial.distance import cdist, pdist
 from vhp_jax import devices, graph
 from vhp_jax.distributions import kl_to_standard_normal
 from vhp_jax.model import VAE
-from vhp_jax.objectives import Objective, joint_samples
+from vhp_jax.objectives import Objective, joint_log_weights
 from vhp_jax.priors import HierarchicalPrior
 from vhp_jax.types import Examples, Params, PerExample, PRNGKey
 
@@ -574,7 +574,7 @@ def _weight_sums(
         sample_keys = jax.vmap(
             lambda sample: jax.vmap(lambda key: jax.random.fold_in(key, sample))(keys)
         )(samples)
-        log_w = joint_samples(model, params, sample_keys, q_z, pixels).log_weight
+        log_w = joint_log_weights(model, params, sample_keys, q_z, pixels)
         candidates = jnp.concatenate([sums.largest, log_w.T], axis=1)
         return _WeightSums(
             jnp.logaddexp(sums.log_sum, jax.nn.logsumexp(log_w, axis=0)),

@@ -127,29 +127,14 @@ def make_vhp_objective(
     return objective
 
 
-class JointSample(NamedTuple):
-    """One joint draw (z, zeta) for one example; vmapped to [S, B] by its users.
-
-    Attributes:
-      log_weight: log w, nats; E[w] = p(x).
-      distortion: -log p(x|z), nats.
-      constraint: C(x, z).
-    """
-
-    log_weight: Float[Array, "*batch"]
-    distortion: Float[Array, "*batch"]
-    constraint: Float[Array, "*batch"]
-
-
-def joint_sample(
+def joint_log_weight(
     model: VAE,
     params: Params,
     key: PRNGKey,
     q_z: DiagonalNormal,
     pixels: Float[Array, "pixels"],
-    constraint: Constraint = mse_mean,
-) -> JointSample:
-    """Importance weight of one example with one (z, zeta) pair.
+) -> Scalar:
+    """Log importance weight of one example with one (z, zeta) pair: E[w] = p(x).
 
     log w = log p(x|z) + log [p(z|zeta) p(zeta) / q(zeta|z)] - log q(z|x),
     z ~ q(z|x), zeta ~ q(zeta|z). One joint pair per weight is the convention of the
@@ -161,29 +146,30 @@ def joint_sample(
       key: PRNG key, used once.
       q_z: q(z|x) of the example, mean and log-scale float32 [D].
       pixels: the flattened example, float32 [pixels].
-      constraint: C(x, z).
+
+    Returns:
+      float32 scalar, nats.
     """
     key_z, key_zeta = jax.random.split(key)
     z = q_z.sample(key_z)  # [D]
-    p_x = model.decode(params, z)
-    log_p_x = p_x.log_prob(pixels)
+    log_p_x = model.decode(params, z).log_prob(pixels)
     log_p_z = model.prior.log_weights(params, key_zeta, z[None], 1)[0, 0]
-    log_weight = log_p_x + log_p_z - q_z.log_prob(z)
-    return JointSample(log_weight, -log_p_x, constraint(p_x, pixels))
+    return log_p_x + log_p_z - q_z.log_prob(z)
 
 
-def joint_samples(
+def joint_log_weights(
     model: VAE,
     params: Params,
     keys: Key[Array, "S B"],
     q_z: DiagonalNormal,
     pixels: Float[Array, "B pixels"],
-    constraint: Constraint = mse_mean,
-) -> JointSample:
-    """`joint_sample` for S draws of B examples, one key each; fields float32 [S, B]."""
+) -> Float[Array, "S B"]:
+    """`joint_log_weight` for S draws of B examples, one key each; float32 [S, B]."""
 
-    def draw(key: PRNGKey, q: DiagonalNormal, x: Float[Array, "pixels"]) -> JointSample:
-        return joint_sample(model, params, key, q, x, constraint)
+    def draw(
+        key: PRNGKey, q_z: DiagonalNormal, pixels: Float[Array, "pixels"]
+    ) -> Scalar:
+        return joint_log_weight(model, params, key, q_z, pixels)
 
     over_examples = jax.vmap(draw)
     return jax.vmap(over_examples, in_axes=(0, None, None))(keys, q_z, pixels)
@@ -206,12 +192,26 @@ def make_iwae_objective(
     """
 
     def objective(params: Params, key: PRNGKey, x: Examples) -> Terms:
+        key_z, key_zeta = jax.random.split(key)
+        pixels = x.reshape(x.shape[0], -1)  # [B, pixels]
+        # 1. S draws of z for each example.
         q_z = model.encode(params, x)
-        keys = jax.random.split(key, (num_samples, x.shape[0]))
-        pixels = x.reshape(x.shape[0], -1)
-        draws = joint_samples(model, params, keys, q_z, pixels, constraint)
-        distortion = jnp.mean(draws.distortion, axis=0)
-        rate = -iw_bound(draws.log_weight) - distortion
-        return Terms(distortion, rate, jnp.mean(draws.constraint, axis=0))
+        z = q_z.sample_many(key_z, num_samples)  # [S, B, D]
+        log_q_z = jax.vmap(q_z.log_prob)(z)  # [S, B]
+        # 2. One zeta for each z. The networks see the examples first, as devices share
+        # them out.
+        z = jnp.swapaxes(z, 0, 1)  # [B, S, D]
+        rows = z.reshape(-1, z.shape[-1])
+        log_p_z = model.prior.log_weights(params, key_zeta, rows, 1)  # [1, B * S]
+        # 3. The distortion of each draw, and the constraint on it.
+        p_x = model.decode(params, z)
+        copies = jnp.broadcast_to(pixels[:, None], p_x.mean.shape)  # [B, S, pixels]
+        distortion = -p_x.log_prob(copies)  # [B, S]
+        # 4. The bound on log p(x), less its part that is named distortion.
+        log_weights = log_p_z.reshape(z.shape[:2]).T - distortion.T - log_q_z  # [S, B]
+        mean_distortion = jnp.mean(distortion, axis=1)
+        rate = -iw_bound(log_weights) - mean_distortion
+        mean_constraint = jnp.mean(constraint(p_x, copies), axis=1)
+        return Terms(mean_distortion, rate, mean_constraint)
 
     return objective

@@ -121,10 +121,11 @@ class HierarchicalPrior:
         """
         q_zeta = self.posterior(params, z)
         zeta = q_zeta.sample_many(key, num_samples)  # [K, B, D_zeta]
-        p_z = self.conditional(params, zeta)  # [K, B, D]
-        log_p_z = jax.vmap(lambda p: p.log_prob(z))(p_z)  # [K, B]
+        # The network sees the examples first, as devices share them out.
+        p_z = self.conditional(params, jnp.swapaxes(zeta, 0, 1))  # [B, K, D]
+        log_p_z = p_z.log_prob(jnp.broadcast_to(z[:, None], p_z.mean.shape))  # [B, K]
         log_q_zeta = jax.vmap(q_zeta.log_prob)(zeta)  # [K, B]
-        return log_p_z + standard_normal_log_prob(zeta) - log_q_zeta
+        return log_p_z.T + standard_normal_log_prob(zeta) - log_q_zeta
 
     def sample(
         self, params: Params, key: PRNGKey, num_samples: int

@@ -39,14 +39,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from sklearn import neighbors
 
-from experiments import build, cli, distributed, runs
+from experiments import build, cli, distributed, documents, runs
 from vhp_jax import devices, evaluation, graph, networks
 from vhp_jax.data import Dataset, Split
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("suite", "train", "Which suite: train, nll, graph, scaling.")
 flags.DEFINE_list("cases", None, "Only these cases of the suite, by name.")
-flags.DEFINE_string("output", None, "JSON file to write; none if not given.")
+flags.DEFINE_string(
+    "output", None, "JSON file to write, its table beside it (.md); none if not given."
+)
 flags.DEFINE_integer("rounds", 7, "Alternating rounds.")
 
 
@@ -611,7 +613,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{'-' if ratio is None else f'{ratio:.2f}'} | "
             f"{'-' if share is None else f'{share:.0%}'} |"
         )
-    return "\n".join(lines)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def main() -> None:
@@ -630,6 +632,8 @@ def main() -> None:
                 f"suite {FLAGS.suite} has no case {name!r}; there are: "
                 f"{', '.join(cases)}"
             )
+    if FLAGS.output and FLAGS.output.endswith(".md"):
+        raise cli.UsageError(f"--output is a JSON file, got {FLAGS.output!r}")
     if FLAGS.rounds < 1:
         raise cli.UsageError(f"--rounds must be >= 1, got {FLAGS.rounds}")
     if FLAGS.worker is not None:
@@ -646,7 +650,8 @@ def main() -> None:
     else:
         made = (SUITES[FLAGS.suite][name]() for name in chosen)
         rows = [row for case in made for row in timed(case, FLAGS.rounds)]
-    print(table(rows))
+    text = table(rows)
+    print(text)
     rate = statistics.median(row["matmul_gflops"] for row in rows)
     result = {
         "suite": FLAGS.suite,
@@ -658,7 +663,9 @@ def main() -> None:
         "commit": runs.git_revision(),
     }
     if FLAGS.output:
-        runs.write_json(Path(FLAGS.output), result)
+        path = Path(FLAGS.output)
+        runs.write_json(path, result)
+        documents.write_table(path.with_suffix(".md"), text)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import cli, figures, metrics, runs, tables
+from experiments import cli, documents, figures, metrics, runs, tables
 from experiments.tables import TABLES, Row, Table
 from vhp_jax import evaluation, graph, plotting
 
@@ -220,15 +220,6 @@ def markdown(table: Table, records: list[dict[str, Any]]) -> str:
     return f"{first}|{'---|' * len(head)}\n{''.join(rest)}"
 
 
-def quote(document: Path, name: str, text: str) -> None:
-    """Replaces what `document` quotes between <!-- NAME --> and <!-- end -->."""
-    start, end = f"<!-- {name} -->\n", "<!-- end -->"
-    before, found, rest = document.read_text().partition(start)
-    if found:
-        after = rest.partition(end)[2]
-        runs.write_text(document, f"{before}{start}{text}{end}{after}")
-
-
 def write_table(
     target: str, output: Path, chosen: Sequence[Row], deadline: float
 ) -> None:
@@ -243,10 +234,7 @@ def write_table(
     ]
     runs.write_json(output / f"{target}.json", {"target": target, "rows": rows})
     text = markdown(table, rows)
-    runs.write_text(output / f"{target}.md", text)
-    if output == Path("results"):  # the tables that this repository shows
-        for document in [Path("README.md"), *Path("docs").glob("*.md")]:
-            quote(document, f"results/{target}.md", text)
+    documents.write_table(output / f"{target}.md", text)
     print(text)
 
 

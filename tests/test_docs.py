@@ -242,9 +242,12 @@ def test_quoted_tables_are_the_written_ones():
 
 
 def test_tables_are_what_their_json_says():
-    from experiments import reproduce, tables
+    from experiments import benchmark, reproduce, tables
 
     for path in sorted((ROOT / "results").glob("table*.json")):
         table = tables.TABLES.get(path.stem, tables.TABLE1)  # table1_centred is one
         rows = json.loads(path.read_text())["rows"]
         assert reproduce.markdown(table, rows) == path.with_suffix(".md").read_text()
+    for path in sorted((ROOT / "results").glob("benchmark*.json")):
+        rows = json.loads(path.read_text())["rows"]
+        assert benchmark.table(rows) == path.with_suffix(".md").read_text()

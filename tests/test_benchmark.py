@@ -1,0 +1,124 @@
+"""The benchmark's arithmetic: products that are counted, ratios, errors."""
+
+import math
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.extend import core
+from test_experiments import command
+
+from experiments import benchmark, cli
+from vhp_jax import evaluation
+
+pytestmark = pytest.mark.optax
+
+CASES = {
+    "pendulum": ("pendulum", benchmark.PENDULUM),
+    "motion": ("cmu_vhp", benchmark.MOTION),
+    "mlp": ("static_mnist_mlp", benchmark.MLP),
+}
+
+
+def inner(jaxpr: core.Jaxpr):
+    """All equations, those of programs within programs too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(
+            equation.params, is_leaf=lambda v: isinstance(v, core.ClosedJaxpr)
+        ):
+            if isinstance(value, core.ClosedJaxpr):
+                yield from inner(value.jaxpr)
+            elif isinstance(value, core.Jaxpr):
+                yield from inner(value)
+
+
+def products_gflop(function, *arguments) -> float:
+    """Of all matrix products that are written, each as often as it is written."""
+    flop = 0
+    for equation in inner(jax.make_jaxpr(function)(*arguments).jaxpr):
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            length = math.prod(shape[axis] for axis in contracted)
+            flop += 2 * length * math.prod(equation.outvars[0].aval.shape)
+    return flop / 1e9
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_products_of_a_step_are_those_it_is_said_to_take(case):
+    name, costs = CASES[case]
+    run = benchmark.our_run(cli.load_config(name))
+    experiment, config = run.experiment, run.config
+    state = jax.eval_shape(run.initial_state)
+    shape = experiment.dataset.train.examples.shape[1:]
+    x = jnp.zeros((config.train.batch_size, *shape))
+
+    def loss(params):
+        terms = experiment.objective(params, jax.random.key(0), x)
+        return jnp.mean(terms.distortion + terms.rate)
+
+    counted = products_gflop(jax.grad(loss), state.params)
+    said = costs.step_gflop(config.train.batch_size, config.objective.num_samples)
+    assert counted == pytest.approx(said, rel=1e-9)
+
+
+def test_the_products_of_a_likelihood_are_those_it_is_said_to_take():
+    run = benchmark.our_run(cli.load_config("static_mnist_mlp"))
+    model, images = run.experiment.model, jnp.zeros((3, 28, 28, 1))
+    params = jax.eval_shape(run.experiment.init_params, jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def weights(num_samples):
+        return lambda params: evaluation._weight_sums(
+            model, params, keys, images, num_samples, num_samples
+        )
+
+    # The encoder is run once, however many samples there are.
+    two, four = (products_gflop(weights(n), params) for n in (2, 4))
+    assert four - two == pytest.approx(3 * 2 * benchmark.MLP.sample_gflop(), rel=1e-9)
+
+
+def test_ratios_are_of_rounds_and_their_median_counts(monkeypatch):
+    """Two steps a turn; the first turn warms up."""
+    now, ours = [0.0], iter([9.0, 2.0, 8.0, 4.0, 1.0, 1.0])
+    theirs = iter([9.0, 6.0, 16.0, 20.0])
+
+    def take(seconds):
+        now[0] += next(seconds)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(benchmark, "matmul_gflops", lambda: 10.0)
+    case = benchmark.Case(
+        "case", lambda: take(ours), {"other": lambda: take(theirs)}, 30.0, 2
+    )
+    (row,) = benchmark.timed(case, rounds=3)
+    assert row["name"] == "case"
+    assert (row["seconds"], row["reference_seconds"]) == (2.0, 8.0)
+    assert row["ratio"] == 3.0  # of 3, 2 and 5
+    assert row["matmul_share"] == 0.75  # 15 GFLOP in 1, 4 and 2 s of 10 a second
+    assert benchmark.table([row]).splitlines()[2] == (
+        "| case | 2000.00 | other | 8000.00 | 3.00 | 75% |"
+    )
+    (alone,) = benchmark.timed(case._replace(references={}), rounds=1)
+    assert (alone["reference"], alone["ratio"]) == ("not run", None)
+
+
+@pytest.mark.parametrize(
+    ("flag", "wanted"),
+    [
+        ("--suite=speed", "--suite must be one of train, nll, graph, scaling; got"),
+        ("--cases=mlp,pendulums", "suite train has no case 'pendulums'; there are: p"),
+        ("--rounds=0", "--rounds must be >= 1, got 0"),
+        ("--output=speed.md", "--output is a JSON file, got 'speed.md'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(flag, wanted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = command("benchmark", flag)
+    assert done.code == 2
+    assert done.err.startswith(f"error: {wanted}")
+    assert done.err.count("\n") == 1
+    assert not list(Path(tmp_path).iterdir())

@@ -242,12 +242,17 @@ def test_quoted_tables_are_the_written_ones():
 
 
 def test_tables_are_what_their_json_says():
-    from experiments import benchmark, reproduce, tables
+    from experiments import tables
 
-    for path in sorted((ROOT / "results").glob("table*.json")):
-        table = tables.TABLES.get(path.stem, tables.TABLE1)  # table1_centred is one
-        rows = json.loads(path.read_text())["rows"]
-        assert reproduce.markdown(table, rows) == path.with_suffix(".md").read_text()
-    for path in sorted((ROOT / "results").glob("benchmark*.json")):
-        rows = json.loads(path.read_text())["rows"]
-        assert benchmark.table(rows) == path.with_suffix(".md").read_text()
+    def written(pattern: str, text_of) -> None:
+        for path in sorted((ROOT / "results").glob(pattern)):
+            rows = json.loads(path.read_text())["rows"]
+            assert text_of(path.stem, rows) == path.with_suffix(".md").read_text()
+
+    markdown = import_command("reproduce").markdown
+    written(
+        "table*.json",  # table1_centred is one of TABLE1's
+        lambda name, rows: markdown(tables.TABLES.get(name, tables.TABLE1), rows),
+    )
+    benchmark = import_command("benchmark")
+    written("benchmark*.json", lambda name, rows: benchmark.table(rows))

@@ -54,6 +54,7 @@ docs/pendulum
 docs/motion
 docs/faces
 docs/likelihood
+docs/speed
 results/README
 ```
 

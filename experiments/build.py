@@ -78,6 +78,7 @@ class Experiment(NamedTuple):
       objective: per-example terms.
       beta_scheme: sets beta.
       optimizers: of the two halves.
+      rate_factor: of their learning rates over the steps; None for 1.
       init_params: draws the parameters from a key.
       draw_batch: makes training examples of the stored ones; None leaves them.
       warm_up_steps: of a linear warm-up, else 0.
@@ -88,6 +89,7 @@ class Experiment(NamedTuple):
     objective: objectives.Objective
     beta_scheme: beta.BetaScheme
     optimizers: training.OptimizerPair
+    rate_factor: optax.Schedule | None
     init_params: Callable[[PRNGKey], Params]
     draw_batch: training.DrawBatch | None
     warm_up_steps: int
@@ -116,6 +118,7 @@ def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
         build_objective(config.objective, model),
         build_beta_scheme(config.beta, warm_up_steps),
         build_optimizers(config.train),
+        build_rate_factor(config.train),
         build_init(config.model, model, dataset),
         distributions.draw_binary if dataset.dynamic else None,
         warm_up_steps if config.beta.scheme == "warm_up" else 0,
@@ -183,6 +186,14 @@ def check(config: ConfigDict) -> None:
     if not (train.weight_decay >= 0.0 and math.isfinite(train.weight_decay)):
         raise UserError(
             f"config.train.weight_decay must be >= 0, got {train.weight_decay}"
+        )
+    steps = list(train.milestones)
+    if steps != sorted({step for step in steps if step > 0}):
+        raise UserError(f"config.train.milestones wants growing steps, got {steps}")
+    if not 0.0 < train.milestone_factor < 1.0:
+        raise UserError(
+            "config.train.milestone_factor must be between 0 and 1, got "
+            f"{train.milestone_factor}"
         )
     if train.patience < 0:
         raise UserError(f"config.train.patience must be >= 0, got {train.patience}")
@@ -493,6 +504,15 @@ def build_optimizers(config: ConfigDict) -> training.OptimizerPair:
         ratio = config.scale_learning_rate / config.learning_rate
         vae = optax.chain(vae, optax.masked(optax.scale(ratio), is_log_scale))
     return training.OptimizerPair(vae, adam(config.prior_learning_rate))
+
+
+def build_rate_factor(config: ConfigDict) -> optax.Schedule | None:
+    """What the learning rates are multiplied by; None where they do not change."""
+    if not config.milestones:
+        return None
+    return optax.piecewise_constant_schedule(
+        1.0, dict.fromkeys(config.milestones, config.milestone_factor)
+    )
 
 
 def is_kernel(params: PyTree) -> PyTree:

@@ -37,6 +37,8 @@ BEST = "best"  # beside checkpoints/: the parameters of the best validation
 LINE_SECONDS = 5.0  # plain progress lines are at least this far apart
 PHASES = {True: "initial", False: "main"}
 LAYOUT = ("mesh",)  # config keys that may change while a run goes on
+# What runs did before these keys existed, for directories that are older.
+LATER = {"mesh": 1, "train.milestones": [], "train.milestone_factor": 0.1}
 
 
 class WorkDir:
@@ -134,10 +136,22 @@ class WorkDir:
         return found
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a work directory, with the keys that are younger than it."""
+    config = read_json(path / "config.json")
+    for key, value in LATER.items():
+        *rooms, name = key.split(".")
+        tree = config
+        for room in rooms:
+            tree = tree.get(room, {})  # an estimator's export has no training
+        tree.setdefault(name, value)
+    return config
+
+
 def check_config(path: Path, config: ConfigDict) -> None:
     """Refuses a work directory whose config.json is not `config`."""
     wanted = _flat(json.loads(config.to_json()))
-    seen = _flat(read_json(path / "config.json"))
+    seen = _flat(read_config(path))
     for key in sorted((seen | wanted).keys() - set(LAYOUT)):
         if wanted.get(key) != seen.get(key):
             raise cli.UserError(
@@ -225,6 +239,7 @@ class Run:
             experiment.beta_scheme,
             experiment.optimizers,
             self.config.train.average_decay,
+            experiment.rate_factor,
         )
         arguments = step, batch_size, experiment.draw_batch, mesh
         if self.config.train.stream_data:
@@ -283,11 +298,10 @@ def make_mesh(config: ConfigDict) -> Mesh | None:
     Raises:
       UserError: there are fewer devices, or the batch does not divide.
     """
-    wanted = config.get("mesh", 1)  # config.json may be older than the key
-    if wanted == 1 and jax.process_count() == 1:
+    if config.mesh == 1 and jax.process_count() == 1:
         return None
     try:
-        mesh = devices.make_mesh(wanted)
+        mesh = devices.make_mesh(config.mesh)
     except ValueError as error:
         raise cli.UserError(f"config.mesh: {error}") from None
     try:
@@ -358,7 +372,7 @@ def restore(workdir: str | os.PathLike[str]) -> Restored:
       ExportError: it holds an export that is not whole.
     """
     path = Path(workdir)
-    config = read_json(path / "config.json")
+    config = read_config(path)
     if sharing.is_export(path) and "estimator" in config:
         raise cli.UserError(
             f"{path} was saved by VHP.save and knows no data set: VHP.load reads it"

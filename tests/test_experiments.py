@@ -1,6 +1,7 @@
 """Every config and every command on tiny data: what they write, in this process."""
 
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -12,7 +13,9 @@ from typing import NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from absl import flags
 
@@ -126,6 +129,31 @@ def test_first_line_names_device_data_and_directory(finished):
     progress = [line for line in rest if line.startswith("step ")]
     for words in ("loss", "C_hat", "kappa^2", "beta", "main phase", "s left"):
         assert words in progress[0]
+
+
+def test_a_milestone_slows_a_run_down_from_there_on():
+    run = runs.Run(tiny(train__milestones="2", train__milestone_factor="0.01"))
+    loop, data, paces = run.train_loop(), run.training_data(), []
+    state = run.initial_state()
+    for _ in range(2):
+        before = jax.tree.map(jnp.copy, state.params.encoder)
+        state, _ = loop(state, data, num_steps=2)
+        moved = jax.tree.map(jnp.subtract, state.params.encoder, before)
+        paces.append(optax.tree.norm(moved))
+    assert 0.0 < paces[1] < 0.1 * paces[0]
+
+
+def test_a_directory_that_is_older_than_a_key_goes_on(workdir):
+    """As if the key had said what runs did before there was one."""
+    config = read(workdir / "config.json")
+    for key in runs.LATER:
+        *rooms, name = key.split(".")
+        del functools.reduce(dict.__getitem__, rooms, config)[name]
+    (workdir / "config.json").write_text(json.dumps(config))
+    runs.check_config(workdir, tiny())
+    assert runs.restore(workdir).run.config.train.milestones == []
+    with pytest.raises(cli.UserError, match=r"milestones is \[\] there and \[2\] here"):
+        runs.check_config(workdir, tiny(train__milestones="2"))
 
 
 def test_config_json_is_enough_to_repeat_the_run(finished):

@@ -330,6 +330,9 @@ def test_patience_is_for_one_seed():
         ("static_mnist_mlp", "train.average_decay", "1.0", r"in \[0, 1\), got 1.0"),
         ("static_mnist_mlp", "train.weight_decay", "-1", ">= 0, got -1.0"),
         ("static_mnist_mlp", "train.patience", "-1", ">= 0, got -1"),
+        ("static_mnist_mlp", "train.milestones", "9,3", r"growing steps, got \[9, 3\]"),
+        ("static_mnist_mlp", "train.milestones", "0,3", r"growing steps, got \[0, 3\]"),
+        ("static_mnist_mlp", "train.milestone_factor", "1", "0 and 1, got 1.0"),
         ("static_mnist_mlp", "model.num_pseudo_inputs", "0", "positive, got 0"),
         ("static_mnist_mlp", "model.num_components", "0", "positive, got 0"),
     ],
@@ -425,6 +428,7 @@ def test_help_lists_the_keys_of_the_config():
         "data.values=dynamic",
         "model.strides=",
         "train.patience=",
+        "train.milestones=",
     ):
         assert f"--config.{key}" in done.out
 

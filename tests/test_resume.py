@@ -32,6 +32,7 @@ SHORT = {
     "train.learning_rate": "1e-2",
     "train.prior_learning_rate": "1e-2",
     "train.num_steps": "12",
+    "train.milestones": "6",
     "train.eval_every": "4",
     "train.checkpoint_every": "4",
     "train.snapshot_steps": "4,12",

@@ -528,6 +528,50 @@ def test_vmapped_seeds_equal_single_runs_for_the_real_model():
         )
 
 
+# --- Learning rates ---------------------------------------------------------------
+
+FALLING = optax.piecewise_constant_schedule(1.0, {3: 0.1, 6: 0.5})
+
+
+def test_falling_rates_are_those_of_an_optimiser_with_that_schedule():
+    scheme = beta.constant(1.0, kappa=0.6)  # all parameters move from the first step
+    scheduled = optax.adam(lambda count: 0.05 * FALLING(count))
+    ends = []
+    for optimizers, factor in (
+        (ADAM, FALLING),
+        (training.OptimizerPair(scheduled, scheduled), None),
+        (ADAM, None),
+    ):
+        step = training.make_train_step(
+            toy_objective, scheme, optimizers, rate_factor=factor
+        )
+        loop = training.jit_train_loop(training.make_train_loop(step, BATCH_SIZE))
+        state = training.init_state(jax.random.key(0), toy_params, optimizers, scheme)
+        ends.append(loop(state, jnp.asarray(DATA), num_steps=9)[0].params)
+    chex.assert_trees_all_close(ends[0], ends[1], rtol=1e-6)
+    assert moved(ends[0], ends[2])
+
+
+@pytest.mark.parametrize(("done", "factor"), [(2, 1.0), (3, 0.1), (6, 0.05)])
+def test_rates_fall_by_the_steps_of_the_run(done, factor):
+    """Not by the updates of an optimiser: here each has made none before."""
+    scheme = beta.constant(1.0, kappa=0.6)
+    state = toy_state(scheme=scheme, optimizers=SGD)
+    state = state.replace(step=jnp.asarray(done, jnp.int32))
+    paces = []
+    for rate_factor in (FALLING, None):
+        step = training.make_train_step(
+            toy_objective, scheme, SGD, rate_factor=rate_factor
+        )
+        after, _ = step(state, jax.random.key(1), jnp.asarray(DATA[:BATCH_SIZE]))
+        paces.append(jax.tree.map(jnp.subtract, after.params, state.params))
+    slow, full = paces
+    for name, part in named(slow):
+        wanted = factor * getattr(full, name)["w"]
+        assert np.abs(wanted).max() > 1e-5
+        np.testing.assert_allclose(part["w"], wanted, atol=1e-6)
+
+
 # --- Averages and draws --------------------------------------------------------------
 
 

@@ -138,6 +138,7 @@ def make_train_step(
     beta_scheme: BetaScheme,
     optimizers: OptimizerPair,
     average_decay: float = 0.0,
+    rate_factor: Callable[[Counter], Scalar] | None = None,
 ) -> TrainStep:
     """One iteration of Alg. 1.
 
@@ -148,6 +149,10 @@ def make_train_step(
       average_decay: weight of the past in the running average of the parameters
         (Polyak and Juditsky, 1992), where the state keeps one. The first steps take
         (1 + t) / (10 + t) where that is smaller, so that the start is soon forgotten.
+      rate_factor: an optax schedule over the steps of the state: what the updates of
+        both optimisers are multiplied by, such as 1 at first and 0.1 later. A schedule
+        inside an optimiser counts that one's own updates, of which the initial phase
+        takes none for (Theta, Phi). None leaves them.
 
     Returns:
       `train_step(state, key, x) -> (state, metrics)`, to be jitted by the caller.
@@ -173,6 +178,12 @@ def make_train_step(
         )
         return loss, (beta_state, metrics)
 
+    def apply(params: PyTree, updates: PyTree, step: Counter) -> PyTree:
+        if rate_factor is not None:
+            factor = rate_factor(step)
+            updates = jax.tree.map(lambda update: factor * update, updates)
+        return optax.apply_updates(params, updates)
+
     def train_step(
         state: TrainState, key: PRNGKey, x: Examples
     ) -> tuple[TrainState, StepMetrics]:
@@ -184,7 +195,7 @@ def make_train_step(
         vae_updates, vae_opt = optimizers.vae.update(
             (grads.encoder, grads.decoder), state.opt_state.vae, vae_params
         )
-        encoder, decoder = optax.apply_updates(vae_params, vae_updates)
+        encoder, decoder = apply(vae_params, vae_updates, state.step)
 
         # 5. (Theta, Phi) and their moments in the main phase only.
         def hold(prior: PyTree, opt: PyTree) -> tuple[PyTree, PyTree]:
@@ -192,7 +203,7 @@ def make_train_step(
 
         def move(prior: PyTree, opt: PyTree) -> tuple[PyTree, PyTree]:
             updates, opt = optimizers.prior.update(grads.prior, opt, prior)
-            return optax.apply_updates(prior, updates), opt
+            return apply(prior, updates, state.step), opt
 
         prior, prior_opt = lax.cond(
             beta_state.initial_phase,

@@ -655,6 +655,7 @@ def main() -> None:
     rate = statistics.median(row["matmul_gflops"] for row in rows)
     result = {
         "suite": FLAGS.suite,
+        "rounds": FLAGS.rounds,
         "device": jax.devices()[0].device_kind,
         "hardware": runs.hardware(),
         "matmul_gflops": rate,

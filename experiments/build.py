@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -187,9 +188,12 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"config.train.weight_decay must be >= 0, got {train.weight_decay}"
         )
-    steps = list(train.milestones)
-    if steps != sorted({step for step in steps if step > 0}):
-        raise UserError(f"config.train.milestones wants growing steps, got {steps}")
+    steps = [0, *train.milestones, train.num_steps]
+    if any(step >= later for step, later in itertools.pairwise(steps)):
+        raise UserError(
+            "config.train.milestones wants growing steps, from 1 to below num_steps "
+            f"({train.num_steps}), got {steps[1:-1]}"
+        )
     if not 0.0 < train.milestone_factor < 1.0:
         raise UserError(
             "config.train.milestone_factor must be between 0 and 1, got "

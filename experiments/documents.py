@@ -4,19 +4,27 @@ from pathlib import Path
 
 from experiments import runs
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def quote(document: Path, name: str, text: str) -> None:
-    """Replaces what `document` quotes between <!-- NAME --> and <!-- end -->."""
+    """Replaces what `document` quotes between <!-- NAME --> and <!-- end -->.
+
+    Raises:
+      ValueError: it begins a quotation and does not end it.
+    """
     start, end = f"<!-- {name} -->\n", "<!-- end -->"
     before, found, rest = document.read_text().partition(start)
     if found:
-        after = rest.partition(end)[2]
+        _, ended, after = rest.partition(end)
+        if not ended:
+            raise ValueError(f"{document}: {start.strip()} has no {end}")
         runs.write_text(document, f"{before}{start}{text}{end}{after}")
 
 
-def write_table(path: Path, text: str) -> None:
-    """Writes a table; one of results/ also into the documents that quote it."""
+def write_table(path: Path, text: str, root: Path = ROOT) -> None:
+    """Writes a table; one of ROOT/results also into the documents that quote it."""
     runs.write_text(path, text)
-    if path.parent == Path("results"):
-        for document in [Path("README.md"), *Path("docs").glob("*.md")]:
-            quote(document, str(path), text)
+    if path.resolve().parent == root / "results":
+        for document in [root / "README.md", *root.glob("docs/*.md")]:
+            quote(document, f"results/{path.name}", text)

@@ -4,6 +4,7 @@ The directory is the run: whatever kills the process, the newest whole checkpoin
 the lines of metrics.jsonl up to it are enough to go on to the same parameters.
 """
 
+import copy
 import fcntl
 import hashlib
 import json
@@ -38,7 +39,7 @@ LINE_SECONDS = 5.0  # plain progress lines are at least this far apart
 PHASES = {True: "initial", False: "main"}
 LAYOUT = ("mesh",)  # config keys that may change while a run goes on
 # What runs did before these keys existed, for directories that are older.
-LATER = {"mesh": 1, "train.milestones": [], "train.milestone_factor": 0.1}
+BEFORE = {"mesh": 1, "train.milestones": [], "train.milestone_factor": 0.1}
 
 
 class WorkDir:
@@ -139,12 +140,11 @@ class WorkDir:
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a work directory, with the keys that are younger than it."""
     config = read_json(path / "config.json")
-    for key, value in LATER.items():
-        *rooms, name = key.split(".")
-        tree = config
-        for room in rooms:
-            tree = tree.get(room, {})  # an estimator's export has no training
-        tree.setdefault(name, value)
+    for key, value in BEFORE.items():
+        parent, _, name = key.rpartition(".")
+        tree = config.get(parent) if parent else config
+        if isinstance(tree, dict):  # an estimator's export has no training
+            tree.setdefault(name, copy.copy(value))
     return config
 
 

@@ -21,40 +21,40 @@ def benchmark():
     return import_command("benchmark")
 
 
-def inner(jaxpr: core.Jaxpr):
-    """All equations, those of programs within programs too."""
+def equations(jaxpr: core.Jaxpr):
+    """All of them, those of programs within programs too."""
     for equation in jaxpr.eqns:
         yield equation
         for value in jax.tree.leaves(
             equation.params, is_leaf=lambda v: isinstance(v, core.ClosedJaxpr)
         ):
             if isinstance(value, core.ClosedJaxpr):
-                yield from inner(value.jaxpr)
+                yield from equations(value.jaxpr)
             elif isinstance(value, core.Jaxpr):
-                yield from inner(value)
+                yield from equations(value)
+
+
+def contractions(function, *arguments):
+    """(axes contracted, GFLOP) of all products and convolutions that are written."""
+    for equation in equations(jax.make_jaxpr(function)(*arguments).jaxpr):
+        outputs = 2 * math.prod(equation.outvars[0].aval.shape) / 1e9
+        left, right = ([v.aval.shape for v in equation.invars] + [(), ()])[:2]
+        if equation.primitive.name == "dot_general":
+            (axes, _), _ = equation.params["dimension_numbers"]
+            yield len(axes), outputs * math.prod(left[axis] for axis in axes)
+        elif equation.primitive.name == "conv_general_dilated":
+            numbers = equation.params["dimension_numbers"]
+            yield 1, outputs * math.prod(right) / right[numbers.rhs_spec[0]]
 
 
 def products_gflop(function, *arguments) -> float:
-    """Of all matrix products that are written, each as often as it is written."""
-    flop = 0
-    for equation in inner(jax.make_jaxpr(function)(*arguments).jaxpr):
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            length = math.prod(shape[axis] for axis in contracted)
-            flop += 2 * length * math.prod(equation.outvars[0].aval.shape)
-    return flop / 1e9
+    return sum(gflop for _, gflop in contractions(function, *arguments))
 
 
-@pytest.mark.parametrize(
-    ("name", "costs"),
-    [("pendulum", "PENDULUM"), ("cmu_vhp", "MOTION"), ("static_mnist_mlp", "MLP")],
-)
-def test_the_products_of_a_step_are_those_it_is_said_to_take(name, costs, benchmark):
-    costs = getattr(benchmark, costs)
-    run = benchmark.our_run(cli.load_config(name))
-    experiment, config = run.experiment, run.config
-    state = jax.eval_shape(run.initial_state)
+def loss_of(config, benchmark):
+    """The Lagrangian at beta = 1, and shapes of the parameters."""
+    run = benchmark.our_run(config)
+    experiment = run.experiment
     shape = experiment.dataset.train.examples.shape[1:]
     x = jnp.zeros((config.train.batch_size, *shape))
 
@@ -62,9 +62,39 @@ def test_the_products_of_a_step_are_those_it_is_said_to_take(name, costs, benchm
         terms = experiment.objective(params, jax.random.key(0), x)
         return jnp.mean(terms.distortion + terms.rate)
 
-    counted = products_gflop(jax.grad(loss), state.params)
-    said = costs.step_gflop(config.train.batch_size, config.objective.num_samples)
-    assert counted == pytest.approx(said, rel=1e-9)
+    return loss, jax.eval_shape(run.initial_state).params
+
+
+@pytest.mark.parametrize(
+    ("name", "costs"),
+    [
+        ("pendulum", "PENDULUM"),
+        ("cmu_vhp", "MOTION"),
+        ("static_mnist_mlp", "MLP"),
+        ("static_mnist", "CONV"),
+    ],
+)
+def test_the_products_of_a_step_are_those_it_is_said_to_take(name, costs, benchmark):
+    """Of convolutions forward only: gradients of strided ones multiply zeros too."""
+    config, costs = cli.load_config(name), getattr(benchmark, costs)
+    loss, params = loss_of(config, benchmark)
+    batch, num_samples = config.train.batch_size, config.objective.num_samples
+    said = costs.step_gflop(batch, num_samples)
+    forward = (said + 2.0 * batch * costs.first / 1e9) / 3.0
+    assert products_gflop(loss, params) == pytest.approx(forward, rel=1e-9)
+    if name != "static_mnist":
+        assert products_gflop(jax.grad(loss), params) == pytest.approx(said, rel=1e-9)
+
+
+@pytest.mark.parametrize("objective", ["vhp", "iwae"])
+@pytest.mark.parametrize("name", ["pendulum", "static_mnist_mlp", "static_mnist"])
+def test_gradients_contract_one_axis_of_rows(name, objective, benchmark):
+    """Over two of them XLA is at half of its speed on a CPU: docs/speed.md."""
+    config = cli.load_config(name, [("objective.name", objective)])
+    loss, params = loss_of(config, benchmark)
+    axes = [axes for axes, _ in contractions(jax.grad(loss), params)]
+    assert len(axes) > 10
+    assert set(axes) == {1}
 
 
 def test_the_products_of_a_likelihood_are_those_it_is_said_to_take(benchmark):

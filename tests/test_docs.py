@@ -241,6 +241,26 @@ def test_quoted_tables_are_the_written_ones():
         assert text == (ROOT / name).read_text(), f"{page}: {name}"
 
 
+def test_a_table_of_results_goes_into_what_quotes_it(tmp_path):
+    from experiments import documents
+
+    readme, page = tmp_path / "README.md", tmp_path / "docs" / "page.md"
+    for folder in ("docs", "results", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    readme.write_text("a\n<!-- results/t.md -->\nold\n<!-- end -->\nb\n")
+    page.write_text("<!-- results/t.md -->\n<!-- end -->\n<!-- results/u.md -->\nu\n")
+    documents.write_table(tmp_path / "elsewhere" / "t.md", "| 1 |\n", tmp_path)
+    assert "old" in readme.read_text()
+    documents.write_table(tmp_path / "results" / "t.md", "| 2 |\n", tmp_path)
+    wanted = "<!-- results/t.md -->\n| 2 |\n<!-- end -->\n"
+    assert readme.read_text() == f"a\n{wanted}b\n"
+    assert page.read_text() == f"{wanted}<!-- results/u.md -->\nu\n"
+    for folder in ("elsewhere", "results"):
+        assert (tmp_path / folder / "t.md").exists()
+    with pytest.raises(ValueError, match=r"page\.md: <!-- results/u.md --> has no"):
+        documents.write_table(tmp_path / "results" / "u.md", "", tmp_path)
+
+
 def test_tables_are_what_their_json_says():
     from experiments import tables
 

@@ -302,6 +302,9 @@ def test_config_of_another_version_is_named(workdir):
     (workdir / "config.json").write_text(json.dumps(config))
     done = command("sample", f"--workdir={workdir}")
     assert_one_line(done, 1, "config.json is not a config of this version", "nu")
+    (workdir / "config.json").write_text(json.dumps(config | {"train": None}))
+    done = command("sample", f"--workdir={workdir}")
+    assert_one_line(done, 1, "config.json is not a config of this version")
 
 
 # --- Checkpoints ---------------------------------------------------------------------

@@ -146,9 +146,9 @@ def test_a_milestone_slows_a_run_down_from_there_on():
 def test_a_directory_that_is_older_than_a_key_goes_on(workdir):
     """As if the key had said what runs did before there was one."""
     config = read(workdir / "config.json")
-    for key in runs.LATER:
-        *rooms, name = key.split(".")
-        del functools.reduce(dict.__getitem__, rooms, config)[name]
+    for key in runs.BEFORE:
+        *parents, name = key.split(".")
+        del functools.reduce(dict.__getitem__, parents, config)[name]
     (workdir / "config.json").write_text(json.dumps(config))
     runs.check_config(workdir, tiny())
     assert runs.restore(workdir).run.config.train.milestones == []

@@ -558,14 +558,14 @@ def test_rates_fall_by_the_steps_of_the_run(done, factor):
     scheme = beta.constant(1.0, kappa=0.6)
     state = toy_state(scheme=scheme, optimizers=SGD)
     state = state.replace(step=jnp.asarray(done, jnp.int32))
-    paces = []
+    moves = []
     for rate_factor in (FALLING, None):
         step = training.make_train_step(
             toy_objective, scheme, SGD, rate_factor=rate_factor
         )
         after, _ = step(state, jax.random.key(1), jnp.asarray(DATA[:BATCH_SIZE]))
-        paces.append(jax.tree.map(jnp.subtract, after.params, state.params))
-    slow, full = paces
+        moves.append(jax.tree.map(jnp.subtract, after.params, state.params))
+    slow, full = moves
     for name, part in named(slow):
         wanted = factor * getattr(full, name)["w"]
         assert np.abs(wanted).max() > 1e-5

@@ -5,6 +5,7 @@ An objective maps (params, key, x) to per-example `Terms`; the loss that is mini
 maximised, a "loss" is minimised.
 """
 
+import functools
 import math
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -136,6 +137,8 @@ def joint_log_weight(
 ) -> Scalar:
     """Log importance weight of one example with one (z, zeta) pair: E[w] = p(x).
 
+    What the estimator of log p(x) draws, with a key for each pair.
+
     log w = log p(x|z) + log [p(z|zeta) p(zeta) / q(zeta|z)] - log q(z|x),
     z ~ q(z|x), zeta ~ q(zeta|z). One joint pair per weight is the convention of the
     peers; nesting K draws of zeta in each z is looser for the same work.
@@ -165,13 +168,7 @@ def joint_log_weights(
     pixels: Float[Array, "B pixels"],
 ) -> Float[Array, "S B"]:
     """`joint_log_weight` for S draws of B examples, one key each; float32 [S, B]."""
-
-    def draw(
-        key: PRNGKey, q_z: DiagonalNormal, pixels: Float[Array, "pixels"]
-    ) -> Scalar:
-        return joint_log_weight(model, params, key, q_z, pixels)
-
-    over_examples = jax.vmap(draw)
+    over_examples = jax.vmap(functools.partial(joint_log_weight, model, params))
     return jax.vmap(over_examples, in_axes=(0, None, None))(keys, q_z, pixels)
 
 
@@ -198,20 +195,21 @@ def make_iwae_objective(
         q_z = model.encode(params, x)
         z = q_z.sample_many(key_z, num_samples)  # [S, B, D]
         log_q_z = jax.vmap(q_z.log_prob)(z)  # [S, B]
-        # 2. One zeta for each z. The networks see the examples first, as devices share
-        # them out.
-        z = jnp.swapaxes(z, 0, 1)  # [B, S, D]
-        rows = z.reshape(-1, z.shape[-1])
-        log_p_z = model.prior.log_weights(params, key_zeta, rows, 1)  # [1, B * S]
+        # 2. The networks see one axis of rows, the draws of an example side by side:
+        # devices share the examples out.
+        rows = jnp.swapaxes(z, 0, 1).reshape(-1, z.shape[-1])  # [B * S, D]
+        copies = jnp.repeat(pixels, num_samples, axis=0)  # [B * S, pixels]
+        shape = (x.shape[0], num_samples)
         # 3. The distortion of each draw, and the constraint on it.
-        p_x = model.decode(params, z)
-        copies = jnp.broadcast_to(pixels[:, None], p_x.mean.shape)  # [B, S, pixels]
-        distortion = -p_x.log_prob(copies)  # [B, S]
-        # 4. The bound on log p(x), less its part that is named distortion.
-        log_weights = log_p_z.reshape(z.shape[:2]).T - distortion.T - log_q_z  # [S, B]
+        p_x = model.decode(params, rows)
+        distortion = -p_x.log_prob(copies).reshape(shape)  # [B, S]
+        errors = constraint(p_x, copies).reshape(shape)  # [B, S]
+        # 4. The bound on log p(x), with one zeta for each z, less its part that is
+        # named distortion.
+        log_p_z = model.prior.log_weights(params, key_zeta, rows, 1).reshape(shape)
+        log_weights = (log_p_z - distortion).T - log_q_z  # [S, B]
         mean_distortion = jnp.mean(distortion, axis=1)
         rate = -iw_bound(log_weights) - mean_distortion
-        mean_constraint = jnp.mean(constraint(p_x, copies), axis=1)
-        return Terms(mean_distortion, rate, mean_constraint)
+        return Terms(mean_distortion, rate, jnp.mean(errors, axis=1))
 
     return objective

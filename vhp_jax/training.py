@@ -138,7 +138,7 @@ def make_train_step(
     beta_scheme: BetaScheme,
     optimizers: OptimizerPair,
     average_decay: float = 0.0,
-    rate_factor: Callable[[Counter], Scalar] | None = None,
+    rate_factor: optax.Schedule | None = None,
 ) -> TrainStep:
     """One iteration of Alg. 1.
 
@@ -149,10 +149,10 @@ def make_train_step(
       average_decay: weight of the past in the running average of the parameters
         (Polyak and Juditsky, 1992), where the state keeps one. The first steps take
         (1 + t) / (10 + t) where that is smaller, so that the start is soon forgotten.
-      rate_factor: an optax schedule over the steps of the state: what the updates of
-        both optimisers are multiplied by, such as 1 at first and 0.1 later. A schedule
-        inside an optimiser counts that one's own updates, of which the initial phase
-        takes none for (Theta, Phi). None leaves them.
+      rate_factor: schedule over the steps of the state: what the updates of both
+        optimisers are multiplied by, decoupled weight decay too, such as 1 at first and
+        0.1 later. None leaves them. A schedule inside an optimiser would count its own
+        updates, and the prior's makes none in the initial phase.
 
     Returns:
       `train_step(state, key, x) -> (state, metrics)`, to be jitted by the caller.
@@ -180,8 +180,7 @@ def make_train_step(
 
     def apply(params: PyTree, updates: PyTree, step: Counter) -> PyTree:
         if rate_factor is not None:
-            factor = rate_factor(step)
-            updates = jax.tree.map(lambda update: factor * update, updates)
+            updates = optax.tree.scale(rate_factor(step), updates)
         return optax.apply_updates(params, updates)
 
     def train_step(

@@ -68,8 +68,8 @@ def get_config() -> ConfigDict:
     config.train.learning_rate = 1e-4  # Adam, theta and phi
     config.train.prior_learning_rate = 1e-4  # Adam, Theta and Phi
     config.train.scale_learning_rate = 1e-3  # Adam, the decoder's log-scale
-    config.train.milestones = ()  # steps after which all learning rates fall,
-    config.train.milestone_factor = 0.1  # each time to this share
+    config.train.milestones = ()  # steps of the run after which all rates fall,
+    config.train.milestone_factor = 0.1  # to this share
     config.train.weight_decay = 0.0  # decoupled (AdamW), of weights, not biases
     config.train.average_decay = 0.0  # of the parameters that are evaluated; 0: none
     config.train.patience = 0  # validations without a better bound; 0: never stop

@@ -115,8 +115,9 @@ def _parse(key: str, text: str, current: object) -> object:
             return tuple(item(part) for part in text.strip("()").split(",") if part)
         return kind(text)  # type: ignore[call-arg]
     except (KeyError, ValueError):
+        example: object = (1000, 2000) if current == () else current
         raise UsageError(
-            f"config.{key} wants {kind.__name__} such as {current!r}, got {text!r}"
+            f"config.{key} wants {kind.__name__} such as {example!r}, got {text!r}"
         ) from None
 
 

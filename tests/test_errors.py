@@ -82,6 +82,10 @@ USAGE_ERRORS = {
     "not a float": (["--config.beta.nu=fast"], ["config.beta.nu", "float", "'fast'"]),
     "not a number": (["--config.beta.tau=maybe"], ["config.beta.tau", "float"]),
     "not a tuple": (["--config.model.hidden=8,x"], ["config.model.hidden", "tuple"]),
+    "not an empty tuple": (
+        ["--config.train.milestones=8,x"],
+        ["train.milestones", "tuple such as (1000, 2000), got '8,x'"],
+    ),
     "flag": (["--worxdir=x"], ["worxdir", "workdir"]),
     "argument": (["pendulum"], ["unexpected argument 'pendulum'"]),
     "minutes": (["--max_minutes=0"], ["--max_minutes must be positive"]),

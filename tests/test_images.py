@@ -367,6 +367,27 @@ def test_every_image_config_builds_as_it_stands(name):
     assert config.objective.num_samples == (4 if small_iwae else 16)
 
 
+@pytest.mark.parametrize("name", tables.METHODS)
+def test_a_checkpoint_of_table_2_is_below_16_mib(name):
+    row = next(row for row in tables.TABLE2.rows if row.name == name)
+    config = row.resolved(1)
+    config.data.verify = False
+    experiment = build.build(config)
+
+    def init_state(key):
+        return training.init_state(
+            key,
+            experiment.init_params,
+            experiment.optimizers,
+            experiment.beta_scheme,
+            keep_average=True,
+        )
+
+    state = jax.eval_shape(init_state, jax.random.key(0))
+    size = sum(4 * leaf.size for leaf in jax.tree.leaves(state))  # all of 32 bits
+    assert size < 16 * 2**20
+
+
 def test_where_to_name_a_data_directory_is_said(tmp_path, monkeypatch):
     monkeypatch.delenv(build.DATA_DIR)
 

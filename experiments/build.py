@@ -184,10 +184,9 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"config.train.average_decay must be in [0, 1), got {train.average_decay}"
         )
-    if not (train.weight_decay >= 0.0 and math.isfinite(train.weight_decay)):
-        raise UserError(
-            f"config.train.weight_decay must be >= 0, got {train.weight_decay}"
-        )
+    for name in ("weight_decay", "prior_weight_decay"):
+        if not (train[name] >= 0.0 and math.isfinite(train[name])):
+            raise UserError(f"config.train.{name} must be >= 0, got {train[name]}")
     steps = [0, *train.milestones, train.num_steps]
     if any(step >= later for step, later in itertools.pairwise(steps)):
         raise UserError(
@@ -496,18 +495,17 @@ def build_beta_scheme(config: ConfigDict, warm_up_steps: int) -> beta.BetaScheme
 def build_optimizers(config: ConfigDict) -> training.OptimizerPair:
     """Adam for both halves; a decoder's log-scale may have a rate of its own."""
 
-    def adam(learning_rate: float) -> optax.GradientTransformation:
-        if config.weight_decay == 0.0:
+    def adam(learning_rate: float, decay: float) -> optax.GradientTransformation:
+        if decay == 0.0:
             return optax.adam(learning_rate)
-        return optax.adamw(
-            learning_rate, weight_decay=config.weight_decay, mask=is_kernel
-        )
+        return optax.adamw(learning_rate, weight_decay=decay, mask=is_kernel)
 
-    vae = adam(config.learning_rate)
+    vae = adam(config.learning_rate, config.weight_decay)
     if "scale_learning_rate" in config:
         ratio = config.scale_learning_rate / config.learning_rate
         vae = optax.chain(vae, optax.masked(optax.scale(ratio), is_log_scale))
-    return training.OptimizerPair(vae, adam(config.prior_learning_rate))
+    prior = adam(config.prior_learning_rate, config.prior_weight_decay)
+    return training.OptimizerPair(vae, prior)
 
 
 def build_rate_factor(config: ConfigDict) -> optax.Schedule | None:

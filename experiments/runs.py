@@ -4,7 +4,6 @@ The directory is the run: whatever kills the process, the newest whole checkpoin
 the lines of metrics.jsonl up to it are enough to go on to the same parameters.
 """
 
-import copy
 import fcntl
 import hashlib
 import json
@@ -15,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +37,14 @@ BEST = "best"  # beside checkpoints/: the parameters of the best validation
 LINE_SECONDS = 5.0  # plain progress lines are at least this far apart
 PHASES = {True: "initial", False: "main"}
 LAYOUT = ("mesh",)  # config keys that may change while a run goes on
-# What runs did before these keys existed, for directories that are older.
-BEFORE = {"mesh": 1, "train.milestones": [], "train.milestone_factor": 0.1}
+# What runs did before these keys existed, for directories that are older, from the
+# part of the config that the key is in.
+BEFORE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "mesh": lambda config: 1,
+    "train.milestones": lambda train: [],
+    "train.milestone_factor": lambda train: 0.1,
+    "train.prior_weight_decay": lambda train: train.get("weight_decay", 0.0),
+}
 
 
 class WorkDir:
@@ -140,11 +145,11 @@ class WorkDir:
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a work directory, with the keys that are younger than it."""
     config = read_json(path / "config.json")
-    for key, value in BEFORE.items():
+    for key, earlier in BEFORE.items():
         parent, _, name = key.rpartition(".")
         tree = config.get(parent) if parent else config
         if isinstance(tree, dict):  # an estimator's export has no training
-            tree.setdefault(name, copy.copy(value))
+            tree.setdefault(name, earlier(tree))
     return config
 
 

@@ -146,14 +146,16 @@ def test_a_milestone_slows_a_run_down_from_there_on():
 def test_a_directory_that_is_older_than_a_key_goes_on(workdir):
     """As if the key had said what runs did before there was one."""
     config = read(workdir / "config.json")
+    config["train"]["weight_decay"] = 0.25
     for key in runs.BEFORE:
         *parents, name = key.split(".")
         del functools.reduce(dict.__getitem__, parents, config)[name]
     (workdir / "config.json").write_text(json.dumps(config))
-    runs.check_config(workdir, tiny())
+    decay = {"train__weight_decay": "0.25", "train__prior_weight_decay": "0.25"}
+    runs.check_config(workdir, tiny(**decay))
     assert runs.restore(workdir).run.config.train.milestones == []
     with pytest.raises(cli.UserError, match=r"milestones is \[\] there and \[2\] here"):
-        runs.check_config(workdir, tiny(train__milestones="2"))
+        runs.check_config(workdir, tiny(train__milestones="2", **decay))
 
 
 def test_config_json_is_enough_to_repeat_the_run(finished):

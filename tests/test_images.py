@@ -154,10 +154,15 @@ def test_training_images_are_drawn_only_where_the_data_set_is_dynamic():
 
 
 @pytest.mark.slow
-def test_weights_decay_and_nothing_else_does():
+@pytest.mark.parametrize("prior", ["vhp", "vamp"])
+def test_weights_decay_and_nothing_else_does(prior):
     """At a gradient of zero AdamW moves weights by -lr * wd * w and leaves the rest."""
     config = tiny(
-        model__prior="vamp", train__learning_rate="0.5", train__weight_decay="0.1"
+        model__prior=prior,
+        train__learning_rate="0.5",
+        train__weight_decay="0.1",
+        train__prior_learning_rate="0.25",
+        train__prior_weight_decay="0.3",
     )
     experiment = build.build(config)
     params = experiment.init_params(jax.random.key(0))
@@ -169,14 +174,14 @@ def test_weights_decay_and_nothing_else_does():
         optimizer = getattr(experiment.optimizers, name)
         zeros = jax.tree.map(jnp.zeros_like, half)
         updates, _ = optimizer.update(zeros, optimizer.init(half), half)
-        rate = {"vae": 0.5, "prior": config.train.prior_learning_rate}[name]
+        pace = {"vae": 0.5 * 0.1, "prior": 0.25 * 0.3}[name]
         for (path, update), value in zip(
             jax.tree_util.tree_leaves_with_path(updates),
             jax.tree.leaves(half),
             strict=True,
         ):
             is_weight = jax.tree_util.keystr(path).endswith("['kernel']")
-            wanted = -rate * 0.1 * value if is_weight else 0.0 * value
+            wanted = -pace * value if is_weight else 0.0 * value
             np.testing.assert_allclose(update, wanted, rtol=1e-6, atol=1e-9)
 
 
@@ -329,6 +334,7 @@ def test_patience_is_for_one_seed():
         ("static_mnist_mlp", "model.log_scale_range", "1.0,-3.0", "wants LOW,HIGH"),
         ("static_mnist_mlp", "train.average_decay", "1.0", r"in \[0, 1\), got 1.0"),
         ("static_mnist_mlp", "train.weight_decay", "-1", ">= 0, got -1.0"),
+        ("static_mnist_mlp", "train.prior_weight_decay", "inf", ">= 0, got inf"),
         ("static_mnist_mlp", "train.patience", "-1", ">= 0, got -1"),
         ("static_mnist_mlp", "train.milestones", "9,3", r"100000\), got \[9, 3\]"),
         ("static_mnist_mlp", "train.milestones", "0,3", r"from 1 to .*, got \[0, 3\]"),

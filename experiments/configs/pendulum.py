@@ -70,7 +70,8 @@ def get_config() -> ConfigDict:
     config.train.scale_learning_rate = 1e-3  # Adam, the decoder's log-scale
     config.train.milestones = ()  # steps of the run after which all rates fall,
     config.train.milestone_factor = 0.1  # to this share
-    config.train.weight_decay = 0.0  # decoupled (AdamW), of weights, not biases
+    config.train.weight_decay = 0.0  # decoupled (AdamW), of theta's and phi's weights
+    config.train.prior_weight_decay = 0.0  # of Theta's and Phi's; biases never decay
     config.train.average_decay = 0.0  # of the parameters that are evaluated; 0: none
     config.train.patience = 0  # validations without a better bound; 0: never stop
     config.train.stream_data = False  # True: the data stay on the host

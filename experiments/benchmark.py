@@ -272,11 +272,12 @@ def torch_mlp() -> Any:
 
 # Adam alone, as the references have it.
 BARE = [("train.average_decay", "0.0"), ("train.weight_decay", "0.0")]
+BARE_MLP = [*BARE, ("train.milestones", ""), ("model.dropout", "0.0")]
 
 
 def train_mlp() -> Case:
     """The gated MLP at batch 100 and K = 16."""
-    config = cli.load_config("static_mnist_mlp", BARE)
+    config = cli.load_config("static_mnist_mlp", BARE_MLP)
     return training_case("gated MLP on MNIST", config, MLP, 50, torch_mlp)
 
 

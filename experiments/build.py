@@ -76,7 +76,8 @@ class Experiment(NamedTuple):
     Attributes:
       dataset: the three splits, NumPy.
       model: the VAE.
-      objective: per-example terms.
+      objective: per-example terms, as they are evaluated.
+      training_objective: the same with what only training does: dropout.
       beta_scheme: sets beta.
       optimizers: of the two halves.
       rate_factor: of their learning rates over the steps; None for 1.
@@ -88,6 +89,7 @@ class Experiment(NamedTuple):
     dataset: Dataset
     model: VAE
     objective: objectives.Objective
+    training_objective: objectives.Objective
     beta_scheme: beta.BetaScheme
     optimizers: training.OptimizerPair
     rate_factor: optax.Schedule | None
@@ -117,6 +119,7 @@ def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
         dataset,
         model,
         build_objective(config.objective, model),
+        build_objective(config.objective, model, dropout=True),
         build_beta_scheme(config.beta, warm_up_steps),
         build_optimizers(config.train),
         build_rate_factor(config.train),
@@ -187,17 +190,18 @@ def check(config: ConfigDict) -> None:
     for name in ("weight_decay", "prior_weight_decay"):
         if not (train[name] >= 0.0 and math.isfinite(train[name])):
             raise UserError(f"config.train.{name} must be >= 0, got {train[name]}")
-    steps = [0, *train.milestones, train.num_steps]
+    steps = [0, *train.milestones]  # later ones than num_steps are not reached
     if any(step >= later for step, later in itertools.pairwise(steps)):
         raise UserError(
-            "config.train.milestones wants growing steps, from 1 to below num_steps "
-            f"({train.num_steps}), got {steps[1:-1]}"
+            f"config.train.milestones wants growing steps from 1, got {steps[1:]}"
         )
     if not 0.0 < train.milestone_factor < 1.0:
         raise UserError(
             "config.train.milestone_factor must be between 0 and 1, got "
             f"{train.milestone_factor}"
         )
+    if not 0.0 <= model.get("dropout", 0.0) < 1.0:
+        raise UserError(f"config.model.dropout must be in [0, 1), got {model.dropout}")
     if train.patience < 0:
         raise UserError(f"config.train.patience must be >= 0, got {train.patience}")
     for name in ("patience", "stream_data"):
@@ -340,7 +344,9 @@ def gated_mlp(config: ConfigDict, shape: tuple[int, ...]) -> Networks:
     hidden = tuple(config.hidden)
     return Networks(
         encoder=networks.Flat(gated_normal(config, hidden, config.latent_dim)),
-        decoder=networks.BernoulliDecoder(hidden, math.prod(shape)),
+        decoder=networks.BernoulliDecoder(
+            hidden, math.prod(shape), dropout=config.get("dropout", 0.0)
+        ),
         **gated_prior(config),
     )
 
@@ -464,7 +470,9 @@ def build_init(
     return init_params
 
 
-def build_objective(config: ConfigDict, model: VAE) -> objectives.Objective:
+def build_objective(
+    config: ConfigDict, model: VAE, dropout: bool = False
+) -> objectives.Objective:
     """The VHP Lagrangian's terms or the IWAE bound's."""
     makers = {
         "vhp": objectives.make_vhp_objective,
@@ -474,7 +482,7 @@ def build_objective(config: ConfigDict, model: VAE) -> objectives.Objective:
         "objective.constraint", config.constraint, objectives.CONSTRAINTS
     )
     return choose("objective.name", config.name, makers)(
-        model, config.num_samples, constraint
+        model, config.num_samples, constraint, dropout
     )
 
 

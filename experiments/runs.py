@@ -240,7 +240,7 @@ class Run:
         """The compiled loop over steps, for as many seeds as the run has."""
         experiment, batch_size = self.experiment, self.config.train.batch_size
         step = training.make_train_step(
-            experiment.objective,
+            experiment.training_objective,
             experiment.beta_scheme,
             experiment.optimizers,
             self.config.train.average_decay,

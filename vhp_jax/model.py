@@ -49,9 +49,19 @@ class VAE:
         """q_phi(z|x), mean and log-scale float32 [B, D]."""
         return self.encoder.apply(params.encoder, x)
 
-    def decode(self, params: Params, z: Float[Array, "*batch D"]) -> Likelihood:
-        """p_theta(x|z) over flattened examples."""
-        return self.decoder.apply(params.decoder, z)
+    def decode(
+        self, params: Params, z: Float[Array, "*batch D"], key: PRNGKey | None = None
+    ) -> Likelihood:
+        """p_theta(x|z) over flattened examples.
+
+        Args:
+          params: the parameters.
+          z: float32 [*batch, D].
+          key: PRNG key of the units that a decoder with dropout drops, in training;
+            None drops none.
+        """
+        rngs = None if key is None else {"dropout": key}
+        return self.decoder.apply(params.decoder, z, rngs=rngs)
 
     def reconstruct(self, params: Params, z: Latents) -> Float[Array, "B pixels"]:
         """E[x|z], float32, flattened examples in the units of the data."""

@@ -121,6 +121,7 @@ class MLP(nn.Module):
       zero_features: how many of the last outputs start with zero weights.
       bias_init: initial bias of those outputs.
       gated: `GatedDense` hidden layers in place of ReLU ones.
+      dropout: share of hidden units that are dropped where a "dropout" key is given.
     """
 
     hidden: Sequence[int]
@@ -130,6 +131,7 @@ class MLP(nn.Module):
     zero_features: int = 0
     bias_init: float = 0.0
     gated: bool = False
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch out"]:
@@ -142,9 +144,11 @@ class MLP(nn.Module):
         for index, width in enumerate(self.hidden):
             if self.gated:
                 rows = GatedDense(width)(rows)
-                continue
-            kernel_init = _hidden_init(self.initialisation, first=index == 0)
-            rows = nn.relu(nn.Dense(width, kernel_init=kernel_init)(rows))
+            else:
+                kernel_init = _hidden_init(self.initialisation, first=index == 0)
+                rows = nn.relu(nn.Dense(width, kernel_init=kernel_init)(rows))
+            whole = not self.has_rng("dropout")
+            rows = nn.Dropout(self.dropout, deterministic=whole)(rows)
         output = nn.Dense(
             self.features, kernel_init=self._kernel_init, bias_init=self._bias_init
         )(rows)
@@ -239,15 +243,18 @@ class BernoulliDecoder(nn.Module):
     Attributes:
       hidden: widths of the hidden layers.
       features: pixels of a flattened example.
+      dropout: see `MLP`.
     """
 
     hidden: Sequence[int]
     features: int
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, z: Float[Array, "*batch D"]) -> Bernoulli:
         """Returns p(x|z), logits float32 [*batch, features]."""
-        return Bernoulli(MLP(self.hidden, self.features, gated=True)(z))
+        logits = MLP(self.hidden, self.features, gated=True, dropout=self.dropout)(z)
+        return Bernoulli(logits)
 
 
 class GatedConvEncoder(nn.Module):

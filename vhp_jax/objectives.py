@@ -98,7 +98,10 @@ def lagrangian(terms: Terms, beta: Scalar | float) -> Scalar:
 
 
 def make_vhp_objective(
-    model: VAE, num_samples: int, constraint: Constraint = mse_mean
+    model: VAE,
+    num_samples: int,
+    constraint: Constraint = mse_mean,
+    dropout: bool = False,
 ) -> Objective:
     """NLL and F of Eq. 9 with one z per example and K draws of zeta per z.
 
@@ -109,16 +112,17 @@ def make_vhp_objective(
       model: the VAE.
       num_samples: K >= 1, importance samples of zeta.
       constraint: C(x, z).
+      dropout: whether a decoder with dropout drops units, as in training.
     """
 
     def objective(params: Params, key: PRNGKey, x: Examples) -> Terms:
-        key_z, key_zeta = jax.random.split(key)
+        key_z, key_zeta, key_units = jax.random.split(key, 3)
         pixels = x.reshape(x.shape[0], -1)  # [B, pixels]
         # 1. z ~ q_phi(z|x).
         q_z = model.encode(params, x)
         z = q_z.sample(key_z)  # [B, D]
         # 2. The distortion, and the constraint on it.
-        p_x = model.decode(params, z)
+        p_x = model.decode(params, z, key_units if dropout else None)
         distortion = -p_x.log_prob(pixels)  # [B]
         # 3. F: log q_phi(z|x) less the importance-weighted bound on log p(z).
         log_weights = model.prior.log_weights(params, key_zeta, z, num_samples)
@@ -173,7 +177,10 @@ def joint_log_weights(
 
 
 def make_iwae_objective(
-    model: VAE, num_samples: int, constraint: Constraint = mse_mean
+    model: VAE,
+    num_samples: int,
+    constraint: Constraint = mse_mean,
+    dropout: bool = False,
 ) -> Objective:
     """IWAE (Burda et al., 2015) with S joint samples, written as distortion + rate.
 
@@ -186,10 +193,11 @@ def make_iwae_objective(
       model: the VAE.
       num_samples: S >= 1 joint importance samples.
       constraint: C(x, z).
+      dropout: see `make_vhp_objective`; each draw drops units of its own.
     """
 
     def objective(params: Params, key: PRNGKey, x: Examples) -> Terms:
-        key_z, key_zeta = jax.random.split(key)
+        key_z, key_zeta, key_units = jax.random.split(key, 3)
         pixels = x.reshape(x.shape[0], -1)  # [B, pixels]
         # 1. S draws of z for each example.
         q_z = model.encode(params, x)
@@ -201,7 +209,7 @@ def make_iwae_objective(
         copies = jnp.repeat(pixels, num_samples, axis=0)  # [B * S, pixels]
         shape = (x.shape[0], num_samples)
         # 3. The distortion of each draw, and the constraint on it.
-        p_x = model.decode(params, rows)
+        p_x = model.decode(params, rows, key_units if dropout else None)
         distortion = -p_x.log_prob(copies).reshape(shape)  # [B, S]
         errors = constraint(p_x, copies).reshape(shape)  # [B, S]
         # 4. The bound on log p(x), with one zeta for each z, less its part that is

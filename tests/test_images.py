@@ -101,6 +101,22 @@ def test_every_method_of_table_2_moves_all_its_parameters(name):
 
 
 @pytest.mark.slow
+def test_units_are_dropped_in_training_and_in_no_measurement(tmp_path):
+    """The same first parameters and draws, with and without dropout."""
+    found = {}
+    for share in ("0.0", "0.5"):
+        run = runs.Run(tiny(model__dropout=share))
+        state, data = run.initial_state(), run.experiment.dataset
+        examples = jnp.asarray(data.train.examples)
+        first = run.experiment.objective(state.params, jax.random.key(2), examples)
+        _, seen = run.train_loop()(state, examples, num_steps=1)
+        found[share] = first, seen
+    chex.assert_trees_all_equal(found["0.0"][0], found["0.5"][0])
+    assert found["0.0"][1].distortion != found["0.5"][1].distortion
+    np.testing.assert_allclose(found["0.0"][1].rate, found["0.5"][1].rate, rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_run_is_trained_measured_and_drawn(tmp_path):
     assert runs.train(tiny(), tmp_path)["completed"]
     run, _, params, step = runs.restore(tmp_path)

@@ -405,6 +405,27 @@ def test_gated_layers_multiply_by_the_sigmoid_of_their_twin():
         MLP((4,), 2, "looks_linear", gated=True).init(jax.random.key(0), z)
 
 
+def test_dropped_units_leave_the_logits_mean_and_add_a_known_variance():
+    """One layer h and its head W: mean h W, variance p / (1 - p) * h^2 W^2, a key."""
+    share, draws = 0.3, 20_000
+    decoder = BernoulliDecoder((6,), 4, dropout=share)
+    z = random((1, 2))
+    params = shaken(decoder.init(jax.random.key(0), z))
+    layers = params["params"]["MLP_0"]
+    hidden = numpy_gate(numpy_mlp(layers["GatedDense_0"], np.asarray(z, np.float64)))
+    kernel = np.asarray(layers["Dense_0"]["kernel"], np.float64)
+    whole = numpy_mlp({"Dense_0": layers["Dense_0"]}, hidden)
+    np.testing.assert_allclose(decoder.apply(params, z).logits, whole, rtol=2e-5)
+    seen = jax.vmap(
+        lambda key: decoder.apply(params, z, rngs={"dropout": key}).logits[0]
+    )(jax.random.split(jax.random.key(1), draws))
+    variance = share / (1.0 - share) * np.square(hidden) @ np.square(kernel)
+    spread = np.sqrt(variance[0])
+    error = (seen.mean(axis=0) - whole[0]) / (spread / np.sqrt(draws))
+    assert np.abs(error).max() < 4.0  # standard errors
+    np.testing.assert_allclose(seen.std(axis=0), spread, rtol=0.03)
+
+
 def test_gated_convolutions_equal_numpy_and_halve_the_sides():
     """Zeros around, so that a stride of two takes every other pixel from the first."""
     encoder = GatedConvEncoder(2, layers=((3, 5, 1), (2, 3, 2)))

@@ -1,5 +1,7 @@
 """Bounds, terms and gradients: by hand, in NumPy, and against closed forms."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from tests.linear_gaussian import (
 )
 from vhp_jax.distributions import DiagonalNormal
 from vhp_jax.model import VAE
-from vhp_jax.networks import Flat, GaussianDecoder, NormalMLP
+from vhp_jax.networks import BernoulliDecoder, Flat, GaussianDecoder, NormalMLP
 from vhp_jax.objectives import (
     CONSTRAINTS,
     Constraint,
@@ -202,7 +204,7 @@ def test_vhp_terms_equal_numpy_on_the_same_draws(name, num_samples):
     params = real_params(model)
     objective = jax.jit(make_vhp_objective(model, num_samples))
     terms = objective(params, key, jnp.asarray(IMAGES))
-    key_z, key_zeta = jax.random.split(key)
+    key_z, key_zeta, _ = jax.random.split(key, 3)
     log_p_x, log_q, log_w, error = numpy_parts(
         params,
         jax.random.normal(key_z, (3, 2)),
@@ -217,7 +219,7 @@ def test_vhp_terms_equal_numpy_on_the_same_draws(name, num_samples):
 
 def iwae_noise(key, num_samples):
     """The standard normal draws of the IWAE objective: [S, 3, 2] and [1, S, 3, 2]."""
-    key_z, key_zeta = jax.random.split(key)
+    key_z, key_zeta, _ = jax.random.split(key, 3)
     z_noise = jax.random.normal(key_z, (num_samples, 3, 2))
     zeta_noise = jax.random.normal(key_zeta, (1, 3 * num_samples, 2))
     return z_noise, zeta_noise.reshape(1, 3, num_samples, 2).swapaxes(1, 2)
@@ -251,6 +253,24 @@ def test_the_constraint_is_the_one_asked_for(objective):
         params, jax.random.key(4), jnp.asarray(IMAGES)
     )
     np.testing.assert_allclose(terms.constraint, terms.distortion / 4.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", MAKERS)
+def test_dropout_changes_the_distortion_where_it_is_asked_for_and_nothing_else(
+    objective,
+):
+    """The draws of z and zeta stay, and with them the rate."""
+    model = MODELS["hierarchical"]
+    model = dataclasses.replace(model, decoder=BernoulliDecoder((8,), 4, dropout=0.5))
+    bare = dataclasses.replace(model, decoder=BernoulliDecoder((8,), 4))
+    params, key = real_params(model), jax.random.key(3)
+    x, make = jnp.asarray(IMAGES), MAKERS[objective]
+    whole = make(model, 1)(params, key, x)
+    chex.assert_trees_all_equal(whole, make(bare, 1)(params, key, x))
+    chex.assert_trees_all_equal(whole, make(bare, 1, dropout=True)(params, key, x))
+    terms = make(model, 1, dropout=True)(params, key, x)
+    np.testing.assert_allclose(terms.rate, whole.rate, rtol=1e-4)
+    assert np.abs(terms.distortion - whole.distortion).min() > 1e-3
 
 
 @SLOW
@@ -355,7 +375,7 @@ def test_the_iwae_gradient_is_the_sum_of_normalised_weights_times_their_gradient
     """Grad of the bound = sum_s softmax(log w)_s grad log w_s, averaged over B."""
     model, key, x = MODELS["hierarchical"], jax.random.key(9), jnp.asarray(IMAGES)
     params, objective = real_params(model), make_iwae_objective(model, 4)
-    key_z, key_zeta = jax.random.split(key)
+    key_z, key_zeta, _ = jax.random.split(key, 3)
 
     def log_weights(params):
         q_z = model.encode(params, x)

@@ -113,7 +113,8 @@ except DataError as error:
     mlp = cli.load_config("static_mnist_mlp")
     config.data.path = str(enlarged_digits())
     config.model.start = "random"
-    for key in ("network", "latent_dim", "inner_dim", "hidden", "prior_hidden"):
+    sizes = ("latent_dim", "inner_dim", "hidden", "prior_hidden")
+    for key in ("network", *sizes, "dropout"):
         config.model[key] = mlp.model[key]
     config.beta, config.train = mlp.beta, mlp.train
 

@@ -448,7 +448,7 @@ LAYOUTS = (Layout(1), Layout(2), Layout(4), Layout(8), Layout(1, 2))
 # A batch that eight devices can share.
 SCALED = {
     "pendulum": ("pendulum", PENDULUM, [("train.batch_size", "128")]),
-    "mlp": ("static_mnist_mlp", MLP, [("train.batch_size", "128"), *BARE]),
+    "mlp": ("static_mnist_mlp", MLP, [("train.batch_size", "128"), *BARE_MLP]),
 }
 SCALED_STEPS, WORKER_MINUTES = 20, 15
 flags.DEFINE_enum("worker", None, list(SCALED), "A process of --suite=scaling's own.")

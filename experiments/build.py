@@ -62,11 +62,14 @@ POSITIVE = {
 WIDTHS = {"model.hidden", "model.prior_hidden", "model.strides", "model.channels"}
 # Keys that only some configs have, and what wants them.
 NETWORK_KEYS = {
-    "relu_mlp": ("hidden", "initialisation", "decoder_scale_init"),
-    "gated_mlp": ("hidden", "prior_hidden", "log_scale_range"),
+    "relu_mlp": ("hidden", "dropout", "initialisation", "decoder_scale_init"),
+    "gated_mlp": ("hidden", "dropout", "prior_hidden", "log_scale_range"),
     "gated_conv": ("strides", "prior_hidden", "log_scale_range"),
     "conv": ("channels", "dense", "prior_hidden", "log_scale_range"),
-    "fitting_mlp": ("hidden", "initialisation", "prior_hidden", "log_scale_range"),
+    "fitting_mlp": (
+        *("hidden", "dropout", "initialisation"),
+        *("prior_hidden", "log_scale_range"),
+    ),
 }
 
 
@@ -77,7 +80,7 @@ class Experiment(NamedTuple):
       dataset: the three splits, NumPy.
       model: the VAE.
       objective: per-example terms, as they are evaluated.
-      training_objective: the same with what only training does: dropout.
+      training_objective: the same, with dropout.
       beta_scheme: sets beta.
       optimizers: of the two halves.
       rate_factor: of their learning rates over the steps; None for 1.
@@ -188,8 +191,9 @@ def check(config: ConfigDict) -> None:
             f"config.train.average_decay must be in [0, 1), got {train.average_decay}"
         )
     for name in ("weight_decay", "prior_weight_decay"):
-        if not (train[name] >= 0.0 and math.isfinite(train[name])):
-            raise UserError(f"config.train.{name} must be >= 0, got {train[name]}")
+        decay = getattr(train, name)
+        if not (decay >= 0.0 and math.isfinite(decay)):
+            raise UserError(f"config.train.{name} must be >= 0, got {decay}")
     steps = [0, *train.milestones]  # later ones than num_steps are not reached
     if any(step >= later for step, later in itertools.pairwise(steps)):
         raise UserError(
@@ -325,6 +329,7 @@ def relu_mlp(config: ConfigDict, shape: tuple[int, ...]) -> Networks:
             initialisation=config.initialisation,
             head_scale=config.decoder_head_scale,
             scale_init=config.decoder_scale_init,
+            dropout=config.dropout,
         ),
         prior_encoder=network(
             features=config.inner_dim,
@@ -345,7 +350,7 @@ def gated_mlp(config: ConfigDict, shape: tuple[int, ...]) -> Networks:
     return Networks(
         encoder=networks.Flat(gated_normal(config, hidden, config.latent_dim)),
         decoder=networks.BernoulliDecoder(
-            hidden, math.prod(shape), dropout=config.get("dropout", 0.0)
+            hidden, math.prod(shape), dropout=config.dropout
         ),
         **gated_prior(config),
     )

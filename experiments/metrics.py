@@ -236,7 +236,7 @@ BOUNDS = {
 
 
 def rate_distortion(setting: Setting) -> Result:
-    """Rate and distortion of the training objective."""
+    """Rate and distortion of the objective that is trained, without dropout."""
     key = setting.key("rate_distortion")
     measured = evaluation.rate_distortion(
         setting.run.experiment.objective, setting.params, key, setting.split.examples

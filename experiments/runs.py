@@ -37,13 +37,14 @@ BEST = "best"  # beside checkpoints/: the parameters of the best validation
 LINE_SECONDS = 5.0  # plain progress lines are at least this far apart
 PHASES = {True: "initial", False: "main"}
 LAYOUT = ("mesh",)  # config keys that may change while a run goes on
-# What runs did before these keys existed, for directories that are older, from the
-# part of the config that the key is in.
+# Values of keys that older directories lack, computed from the section that holds the
+# key: what runs did then. None where the section has no use for the key.
 BEFORE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "mesh": lambda config: 1,
     "train.milestones": lambda train: [],
     "train.milestone_factor": lambda train: 0.1,
     "train.prior_weight_decay": lambda train: train.get("weight_decay", 0.0),
+    "model.dropout": lambda model: 0.0 if "hidden" in model else None,
 }
 
 
@@ -148,8 +149,11 @@ def read_config(path: Path) -> dict[str, Any]:
     for key, earlier in BEFORE.items():
         parent, _, name = key.rpartition(".")
         tree = config.get(parent) if parent else config
-        if isinstance(tree, dict):  # an estimator's export has no training
-            tree.setdefault(name, earlier(tree))
+        if not isinstance(tree, dict):  # an estimator's export has no training
+            continue
+        value = earlier(tree)
+        if value is not None:
+            tree.setdefault(name, value)
     return config
 
 

@@ -44,7 +44,7 @@ def main(config: ConfigDict) -> None:
     found = kappa.suggest_kappa(
         jax.random.key(config.seed),
         experiment.init_params,
-        build.build_objective(quick, experiment.model, dropout=True),
+        build.build_objective(quick, experiment.model),
         experiment.optimizers,
         dataset.train.examples,
         dataset.validation.examples,

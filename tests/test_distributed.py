@@ -33,6 +33,7 @@ EVERY = 10  # lines and checkpoints
 SETTINGS = {
     "mesh": "0",
     "model.hidden": "32,32",
+    "model.dropout": "0.1",
     "train.batch_size": "16",
     "data.num_train": "96",
     "train.num_steps": str(STEPS),
@@ -92,7 +93,9 @@ def eight_devices() -> None:
         run = runs.Run(tiny(**SETTINGS | overrides))
         experiment, batch = run.experiment, run.config.train.batch_size
         step = training.make_train_step(
-            experiment.objective, experiment.beta_scheme, experiment.optimizers
+            experiment.training_objective,
+            experiment.beta_scheme,
+            experiment.optimizers,
         )
         mesh = devices.make_mesh(size) if size else None
         state, data = run.initial_state(), run.training_data(mesh)
@@ -168,7 +171,9 @@ def whole_networks() -> None:
     run = runs.Run(cli.load_config("pendulum"))
     experiment, batch = run.experiment, 64
     step = training.make_train_step(
-        experiment.objective, experiment.beta_scheme, experiment.optimizers
+        experiment.training_objective,
+        experiment.beta_scheme,
+        experiment.optimizers,
     )
 
     def double(leaf):

@@ -179,6 +179,14 @@ def test_bernoulli_log_prob_against_scipy_and_sums_to_one():
     np.testing.assert_allclose(likelihood.mean, special.expit(log_odds), rtol=1e-6)
 
 
+@pytest.mark.parametrize("logit", [-200.0, -20.0, -1.0, 0.0, 1.0, 20.0, 200.0])
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_the_gradient_of_a_bernoulli_is_the_value_less_its_mean(logit, value):
+    slope = jax.grad(lambda x: Bernoulli(x[None]).log_prob(jnp.float32(value)[None]))
+    wanted = value - special.expit(np.float64(logit))
+    np.testing.assert_allclose(slope(jnp.float32(logit)), wanted, atol=1e-6)
+
+
 def test_bernoulli_of_grey_values_is_the_mean_over_binary_ones():
     logits = jnp.asarray([[0.4, -1.3]])
     grey = np.array([0.3, 0.8], np.float32)

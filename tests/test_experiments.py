@@ -143,6 +143,15 @@ def test_a_milestone_slows_a_run_down_from_there_on():
     assert 0.0 < paces[1] < 0.1 * paces[0]
 
 
+def test_a_milestone_that_is_not_reached_changes_nothing():
+    found = []
+    for steps in ("", "5"):
+        run = runs.Run(tiny(train__milestones=steps))
+        state = run.train_loop()(run.initial_state(), run.training_data(), num_steps=4)
+        found.append(state[0].params)
+    chex.assert_trees_all_equal(*found)
+
+
 def test_a_directory_that_is_older_than_a_key_goes_on(workdir):
     """As if the key had said what runs did before there was one."""
     config = read(workdir / "config.json")

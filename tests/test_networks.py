@@ -406,24 +406,43 @@ def test_gated_layers_multiply_by_the_sigmoid_of_their_twin():
 
 
 def test_dropped_units_leave_the_logits_mean_and_add_a_known_variance():
-    """One layer h and its head W: mean h W, variance p / (1 - p) * h^2 W^2, a key."""
+    """One layer h and its head W: mean h W, variance p / (1 - p) * h^2 W^2, a row each.
+
+    Rows that are equal drop units of their own: their logits are not correlated.
+    """
     share, draws = 0.3, 20_000
     decoder = BernoulliDecoder((6,), 4, dropout=share)
-    z = random((1, 2))
+    z = jnp.tile(random((1, 2)), (2, 1))
     params = shaken(decoder.init(jax.random.key(0), z))
     layers = params["params"]["MLP_0"]
     hidden = numpy_gate(numpy_mlp(layers["GatedDense_0"], np.asarray(z, np.float64)))
     kernel = np.asarray(layers["Dense_0"]["kernel"], np.float64)
     whole = numpy_mlp({"Dense_0": layers["Dense_0"]}, hidden)
     np.testing.assert_allclose(decoder.apply(params, z).logits, whole, rtol=2e-5)
-    seen = jax.vmap(
-        lambda key: decoder.apply(params, z, rngs={"dropout": key}).logits[0]
-    )(jax.random.split(jax.random.key(1), draws))
+    seen = jax.vmap(lambda key: decoder.apply(params, z, rngs={"dropout": key}).logits)(
+        jax.random.split(jax.random.key(1), draws)
+    )
     variance = share / (1.0 - share) * np.square(hidden) @ np.square(kernel)
-    spread = np.sqrt(variance[0])
-    error = (seen.mean(axis=0) - whole[0]) / (spread / np.sqrt(draws))
+    error = (seen.mean(axis=0) - whole) / np.sqrt(variance / draws)
     assert np.abs(error).max() < 4.0  # standard errors
-    np.testing.assert_allclose(seen.std(axis=0), spread, rtol=0.03)
+    np.testing.assert_allclose(seen.std(axis=0), np.sqrt(variance), rtol=0.03)
+    for first, second in np.asarray(seen).transpose(2, 1, 0):
+        assert np.abs(np.corrcoef(first, second)[0, 1]) < 4.0 / np.sqrt(draws)
+
+
+def test_every_hidden_layer_drops_its_units():
+    """One unit a layer and p = 1/2: the second gone, or only the first, or neither."""
+    draws = 4_000
+    decoder = BernoulliDecoder((1, 1), 1, dropout=0.5)
+    z = random((1, 2))
+    params = shaken(decoder.init(jax.random.key(0), z))
+    seen = jax.vmap(
+        lambda key: decoder.apply(params, z, rngs={"dropout": key}).logits[0, 0]
+    )(jax.random.split(jax.random.key(1), draws))
+    _, counts = np.unique(np.round(seen, 5), return_counts=True)
+    wanted = np.array([0.25, 0.25, 0.5])
+    error = (np.sort(counts) / draws - wanted) / np.sqrt(wanted * (1 - wanted) / draws)
+    assert np.abs(error).max() < 4.0  # standard errors
 
 
 def test_gated_convolutions_equal_numpy_and_halve_the_sides():

@@ -273,6 +273,25 @@ def test_dropout_changes_the_distortion_where_it_is_asked_for_and_nothing_else(
     assert np.abs(terms.distortion - whole.distortion).min() > 1e-3
 
 
+def test_each_draw_of_the_iwae_drops_units_of_its_own():
+    """One unit, p = 1/2, z all but equal: 0 to 3 of 3 draws have lost it."""
+    model = dataclasses.replace(
+        MODELS["standard"],
+        encoder=Flat(NormalMLP((8,), 2, scale_init=1e-6)),
+        decoder=BernoulliDecoder((1,), 4, dropout=0.5),
+    )
+    params = jax.jit(lambda key: model.init(key, (2, 2)))(jax.random.key(1))
+    objective = make_iwae_objective(model, 3, dropout=True)
+    seen = jax.vmap(lambda key: objective(params, key, jnp.asarray(IMAGES)).distortion)(
+        jax.random.split(jax.random.key(0), 200)
+    )
+    for column in np.asarray(seen).T:
+        values, counts = np.unique(np.round(column, 3), return_counts=True)
+        assert len(values) == 4
+        np.testing.assert_allclose(np.diff(values), np.diff(values).mean(), atol=3e-3)
+        assert counts.argmax() in (1, 2)  # binomial: 1/8, 3/8, 3/8, 1/8
+
+
 @SLOW
 @pytest.mark.parametrize("name", MODELS)
 def test_iwae_with_one_sample_is_the_one_sample_elbo(name):

@@ -83,7 +83,16 @@ class Bernoulli(NamedTuple):
         For grey values in [0, 1] it is minus the cross-entropy: the mean of the
         log-probability over binary pixels with those means.
         """
-        return jnp.sum(value * self.logits - jax.nn.softplus(self.logits), axis=-1)
+        return jnp.sum(value * self.logits - _softplus(self.logits), axis=-1)
+
+
+def _softplus(x: Array) -> Array:
+    """log(1 + e^x), as exact in absolute terms as the float32 sums it goes into.
+
+    `jax.nn.softplus` keeps relative precision where e^x is tiny too, which a sum over
+    pixels loses anyway, and takes XLA six times as long on a CPU.
+    """
+    return jnp.maximum(x, 0.0) + jnp.log(1.0 + jnp.exp(jnp.minimum(x, -x)))
 
 
 def draw_binary(key: PRNGKey, means: Float[Array, "*batch D"]) -> Array:

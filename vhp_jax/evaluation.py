@@ -117,7 +117,7 @@ def rate_distortion(
     """Rate, distortion and constraint with one z per example.
 
     Args:
-      objective: the training objective (or another one) of the model.
+      objective: of the model, without dropout.
       params: its parameters.
       key: PRNG key, folded in with the batch number.
       x: float32 [N, *example].

@@ -147,8 +147,8 @@ class MLP(nn.Module):
             else:
                 kernel_init = _hidden_init(self.initialisation, first=index == 0)
                 rows = nn.relu(nn.Dense(width, kernel_init=kernel_init)(rows))
-            whole = not self.has_rng("dropout")
-            rows = nn.Dropout(self.dropout, deterministic=whole)(rows)
+            deterministic = not self.has_rng("dropout")
+            rows = nn.Dropout(self.dropout, deterministic=deterministic)(rows)
         output = nn.Dense(
             self.features, kernel_init=self._kernel_init, bias_init=self._bias_init
         )(rows)
@@ -218,6 +218,7 @@ class GaussianDecoder(nn.Module):
       scale_init: initial standard deviation, in the units of the data.
       min_log_scale: lower limit of the log-scale; keeps the likelihood bounded. Below
         it the log-scale has no gradient and stays.
+      dropout: see `MLP`.
     """
 
     hidden: Sequence[int]
@@ -226,11 +227,18 @@ class GaussianDecoder(nn.Module):
     head_scale: float = 1.0
     scale_init: float = 1.0
     min_log_scale: float = -6.0
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, z: Float[Array, "*batch D"]) -> DiagonalNormal:
         """Returns p(x|z), mean float32 [*batch, features], log-scale a scalar."""
-        mean = MLP(self.hidden, self.features, self.initialisation, self.head_scale)(z)
+        mean = MLP(
+            self.hidden,
+            self.features,
+            self.initialisation,
+            self.head_scale,
+            dropout=self.dropout,
+        )(z)
         log_scale = self.param(
             "log_scale", nn.initializers.constant(math.log(self.scale_init)), ()
         )

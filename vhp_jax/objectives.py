@@ -112,17 +112,18 @@ def make_vhp_objective(
       model: the VAE.
       num_samples: K >= 1, importance samples of zeta.
       constraint: C(x, z).
-      dropout: whether a decoder with dropout drops units, as in training.
+      dropout: whether a decoder with dropout drops units, as in training. Distortion
+        and constraint are then those of p(x|z, m), masks m drawn for each example.
     """
 
     def objective(params: Params, key: PRNGKey, x: Examples) -> Terms:
-        key_z, key_zeta, key_units = jax.random.split(key, 3)
+        key_z, key_zeta, key_dropout = jax.random.split(key, 3)
         pixels = x.reshape(x.shape[0], -1)  # [B, pixels]
         # 1. z ~ q_phi(z|x).
         q_z = model.encode(params, x)
         z = q_z.sample(key_z)  # [B, D]
         # 2. The distortion, and the constraint on it.
-        p_x = model.decode(params, z, key_units if dropout else None)
+        p_x = model.decode(params, z, key_dropout if dropout else None)
         distortion = -p_x.log_prob(pixels)  # [B]
         # 3. F: log q_phi(z|x) less the importance-weighted bound on log p(z).
         log_weights = model.prior.log_weights(params, key_zeta, z, num_samples)
@@ -193,11 +194,11 @@ def make_iwae_objective(
       model: the VAE.
       num_samples: S >= 1 joint importance samples.
       constraint: C(x, z).
-      dropout: see `make_vhp_objective`; each draw drops units of its own.
+      dropout: see `make_vhp_objective`; each draw of z has masks of its own.
     """
 
     def objective(params: Params, key: PRNGKey, x: Examples) -> Terms:
-        key_z, key_zeta, key_units = jax.random.split(key, 3)
+        key_z, key_zeta, key_dropout = jax.random.split(key, 3)
         pixels = x.reshape(x.shape[0], -1)  # [B, pixels]
         # 1. S draws of z for each example.
         q_z = model.encode(params, x)
@@ -209,7 +210,7 @@ def make_iwae_objective(
         copies = jnp.repeat(pixels, num_samples, axis=0)  # [B * S, pixels]
         shape = (x.shape[0], num_samples)
         # 3. The distortion of each draw, and the constraint on it.
-        p_x = model.decode(params, rows, key_units if dropout else None)
+        p_x = model.decode(params, rows, key_dropout if dropout else None)
         distortion = -p_x.log_prob(copies).reshape(shape)  # [B, S]
         errors = constraint(p_x, copies).reshape(shape)  # [B, S]
         # 4. The bound on log p(x), with one zeta for each z, less its part that is

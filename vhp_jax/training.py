@@ -77,6 +77,9 @@ class TrainState(flax.struct.PyTreeNode):
 class StepMetrics(NamedTuple):
     """Scalars of one training step (stacked to [T] by the scanned loop).
 
+    With a decoder that drops units, loss, distortion and constraint are those of the
+    units that were left.
+
     Attributes:
       loss: distortion + beta * rate, nats per example.
       distortion: -log p(x|z), nats per example.

@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     config.model.latent_dim = 2  # z
     config.model.inner_dim = 2  # zeta
     config.model.hidden = (256, 256, 256, 256)  # of all four networks
+    config.model.dropout = 0.0  # share of p(x|z)'s hidden units, in training
     config.model.prior = "vhp"  # or vamp, mixture, standard_normal
     config.model.num_pseudo_inputs = 500  # of vamp
     config.model.num_components = 500  # of mixture
@@ -69,7 +70,7 @@ def get_config() -> ConfigDict:
     config.train.prior_learning_rate = 1e-4  # Adam, Theta and Phi
     config.train.scale_learning_rate = 1e-3  # Adam, the decoder's log-scale
     config.train.milestones = ()  # steps of the run after which all rates fall,
-    config.train.milestone_factor = 0.1  # to this share
+    config.train.milestone_factor = 0.1  # to this share, if it comes that far
     config.train.weight_decay = 0.0  # decoupled (AdamW), of theta's and phi's weights
     config.train.prior_weight_decay = 0.0  # of Theta's and Phi's; biases never decay
     config.train.average_decay = 0.0  # of the parameters that are evaluated; 0: none

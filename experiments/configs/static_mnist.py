@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     config.train.learning_rate = 5e-4  # Adam, theta and phi
     config.train.prior_learning_rate = 5e-4  # Adam, Theta and Phi
     config.train.milestones = ()  # steps of the run after which all rates fall,
-    config.train.milestone_factor = 0.1  # to this share; patience may end it before
+    config.train.milestone_factor = 0.1  # to this share, if it comes that far
     config.train.weight_decay = 0.0  # decoupled (AdamW), of theta's and phi's weights
     config.train.prior_weight_decay = 0.0  # of Theta's and Phi's; biases never decay
     config.train.average_decay = 0.999  # of the parameters that are evaluated; 0: none

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.model.hidden = (300, 300)  # gated, of q(z|x) and p(x|z)
     config.model.latent_dim = 40
     config.model.inner_dim = 40
-    # From a study on the validation split: docs/likelihood.md.
+    # Where the rest comes from: docs/likelihood.md.
     config.model.dropout = 0.03  # share of p(x|z)'s hidden units, in training
     config.train.learning_rate = 1e-3
     config.train.prior_learning_rate = 1e-3

@@ -152,6 +152,18 @@ def test_a_milestone_that_is_not_reached_changes_nothing():
     chex.assert_trees_all_equal(*found)
 
 
+@pytest.mark.parametrize("name", cli.config_names())
+def test_an_older_directory_has_the_keys_of_its_config_and_no_others(name, tmp_path):
+    config = cli.load_config(name)
+    older = json.loads(config.to_json())
+    for key in runs.BEFORE:
+        *parents, last = key.split(".")
+        functools.reduce(dict.__getitem__, parents, older).pop(last, None)
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    found = runs.ConfigDict(runs.read_config(tmp_path))
+    assert dict(cli.flatten(found)).keys() == dict(cli.flatten(config)).keys()
+
+
 def test_a_directory_that_is_older_than_a_key_goes_on(workdir):
     """As if the key had said what runs did before there was one."""
     config = read(workdir / "config.json")

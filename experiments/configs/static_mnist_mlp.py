@@ -1,8 +1,8 @@
 """Static MNIST, VHP + REWO with the two-layer gated MLP of the peers: 300 units, 40 z.
 
 Command:   python -m experiments.train --config=static_mnist_mlp
-Hardware:  one CPU core, 80 minutes, and 20 more for the likelihood
-Expected:  `evaluate --metrics=nll` gives 83.8 nats (results/table2_mlp.md, one seed)
+Hardware:  one CPU core, 40 to 100 minutes, and 10 to 20 more for the likelihood
+Expected:  `evaluate --metrics=nll` gives 83.2 nats (results/table2_mlp.md, one seed)
 """
 
 from ml_collections import ConfigDict

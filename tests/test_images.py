@@ -133,6 +133,7 @@ def test_units_are_dropped_in_no_measurement(tmp_path):
             for name in ("rate_distortion", "nll")
         ]
         found[share] = bounds(workdir), measured
+        assert len(bounds(workdir)) == 3
     assert found["0.0"] == found["0.5"]
 
 
@@ -411,7 +412,7 @@ def test_every_image_config_builds_as_it_stands(name):
 
 @pytest.mark.parametrize("name", tables.METHODS)
 def test_the_state_of_a_row_of_table_2_is_below_16_mib(name):
-    """So that a checkpoint is quickly carried to a lent GPU and back."""
+    """So that checkpoints are quick to copy between machines."""
     row = next(row for row in tables.TABLE2.rows if row.name == name)
     config = row.resolved(1)
     config.data.verify = False

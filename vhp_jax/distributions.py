@@ -90,7 +90,7 @@ def _softplus(x: Array) -> Array:
     """log(1 + e^x), as exact in absolute terms as the float32 sums it goes into.
 
     `jax.nn.softplus` keeps relative precision where e^x is tiny too, which a sum over
-    pixels loses anyway, and takes XLA up to six times as long on a CPU.
+    pixels loses anyway, and is slower on a CPU.
     """
     return jnp.maximum(x, 0.0) + jnp.log(1.0 + jnp.exp(jnp.minimum(x, -x)))
 

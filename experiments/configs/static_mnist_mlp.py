@@ -1,7 +1,7 @@
 """Static MNIST, VHP + REWO with the two-layer gated MLP of the peers: 300 units, 40 z.
 
 Command:   python -m experiments.train --config=static_mnist_mlp
-Hardware:  one CPU core, 40 to 100 minutes, and 10 to 20 more for the likelihood
+Hardware:  one CPU core, 40 minutes, and 10 more for the likelihood; older cores, twice
 Expected:  `evaluate --metrics=nll` gives 83.2 nats (results/table2_mlp.md, one seed)
 """
 

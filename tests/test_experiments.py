@@ -149,7 +149,7 @@ def test_a_milestone_that_is_not_reached_changes_nothing():
         run = runs.Run(tiny(train__milestones=steps))
         state = run.train_loop()(run.initial_state(), run.training_data(), num_steps=4)
         found.append(state[0].params)
-    chex.assert_trees_all_close(*found, rtol=1e-6)
+    chex.assert_trees_all_close(*found, rtol=1e-5, atol=1e-7)  # two programs
 
 
 @pytest.mark.parametrize("name", cli.config_names())

@@ -352,7 +352,7 @@ def test_patience_waits_for_the_end_of_a_warm_up(tmp_path):
 
 def test_patience_is_for_one_seed():
     with pytest.raises(cli.UserError, match=r"num_seeds must be 1, got 2"):
-        build.build(tiny(num_seeds="2"))
+        build.build(tiny(num_seeds="2", train__patience="1"))
 
 
 # --- The keys of the configs ---------------------------------------------------------

@@ -416,19 +416,7 @@ def test_the_state_of_a_row_of_table_2_is_below_16_mib(name):
     row = next(row for row in tables.TABLE2.rows if row.name == name)
     config = row.resolved(1)
     config.data.verify = False
-    experiment = build.build(config)
-
-    def init_state(key):
-        state = training.init_state(
-            key,
-            experiment.init_params,
-            experiment.optimizers,
-            experiment.beta_scheme,
-            keep_average=True,
-        )
-        return state.replace(key=jax.random.key_data(state.key))
-
-    state = jax.eval_shape(init_state, jax.random.key(0))
+    state = jax.eval_shape(runs.Run(config).initial_state)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert size < 16 * 2**20
 

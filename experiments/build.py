@@ -298,6 +298,7 @@ def build_model(config: ConfigDict, dataset: Dataset) -> VAE:
             latent_dim=config.latent_dim,
             example_shape=shape,
             num_components=config.num_pseudo_inputs,
+            bounds=(0.0, 1.0) if dataset.statistics is None else None,
         ),
         "mixture": lambda: priors.MixturePrior(
             config.latent_dim, config.num_components

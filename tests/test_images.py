@@ -181,6 +181,14 @@ def test_pseudo_inputs_start_from_the_mean_of_the_training_set():
     np.testing.assert_allclose(drawn.mean(), wanted, atol=4e-4)
 
 
+def test_pseudo_inputs_are_limited_where_the_data_are():
+    config = tiny(model__prior="vamp")
+    dataset = build.build(config).dataset
+    assert build.build(config, dataset).model.prior.bounds == (0.0, 1.0)
+    moved = dataset._replace(statistics={"mean": np.zeros(1), "scale": np.ones(1)})
+    assert build.build(config, moved).model.prior.bounds is None
+
+
 def test_training_images_are_drawn_only_where_the_data_set_is_dynamic():
     config = tiny()
     assert build.build(config).draw_batch is None

@@ -1,6 +1,7 @@
 """Importance weights for p(z) against closed forms and against quadrature."""
 
 import functools
+import dataclasses
 import itertools
 import math
 
@@ -367,7 +368,7 @@ def test_encoder_and_decoder_start_from_different_draws():
 
 # --- VampPrior -----------------------------------------------------------------------
 
-VAMP = VampPrior(Flat(NormalMLP((8,), 2)), 2, (3, 1), num_components=5)
+VAMP = VampPrior(Flat(NormalMLP((8,), 2)), 2, (3, 1), 5, bounds=(0.0, 1.0))
 
 
 def vamp_params():
@@ -382,25 +383,29 @@ def vamp_params():
     return Params(encoder, {}, VAMP.init(key_prior))
 
 
-def vamp_components(params):
+def vamp_components(params, bounds=(0.0, 1.0)):
     """Means and scales of the mixture in float64."""
     pseudo_inputs = np.asarray(params.prior["pseudo_inputs"], np.float64)
+    if bounds is not None:
+        pseudo_inputs = np.clip(pseudo_inputs, *bounds)
     network = {"params": params.encoder["params"]["network"]}
-    mean, log_scale = numpy_normal(network, np.clip(pseudo_inputs, 0, 1).reshape(5, 3))
+    mean, log_scale = numpy_normal(network, pseudo_inputs.reshape(5, 3))
     return mean, np.exp(log_scale)
 
 
-def test_vamp_prior_is_the_mixture_of_the_encoders_posteriors():
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
+def test_vamp_prior_is_the_mixture_of_the_encoders_posteriors(bounds):
     params = vamp_params()
-    mean, scale = vamp_components(params)
+    mean, scale = vamp_components(params, bounds)
     terms = [
         stats.norm.logpdf(POINTS, m, s).sum(1) for m, s in zip(mean, scale, strict=True)
     ]
     wanted = logsumexp(terms, axis=0) - np.log(5)
-    log_w = weights(VAMP, params, POINTS, 7)
+    prior = dataclasses.replace(VAMP, bounds=bounds)
+    log_w = weights(prior, params, POINTS, 7)
     assert log_w.shape == (1, len(POINTS))  # exact: one weight is enough
     np.testing.assert_allclose(log_w[0], wanted, rtol=1e-5)
-    assert isinstance(VAMP, Prior)
+    assert isinstance(prior, Prior)
 
 
 def test_vamp_samples_have_the_moments_of_the_mixture():

@@ -148,15 +148,16 @@ class VampPrior:
       latent_dim: dimensions D of z.
       example_shape: shape of one pseudo-input.
       num_components: C.
-      bounds: least and largest value of a pseudo-input, as of the data; None without.
-        Beyond them it has no gradient, as in the original's hard limits.
+      bounds: least and largest value of a pseudo-input, (0, 1) for images. Beyond them
+        it has no gradient, as in the original's hard limits. None: any value, for
+        data that know no limits.
     """
 
     encoder: nn.Module
     latent_dim: int
     example_shape: tuple[int, ...]
     num_components: int = 500
-    bounds: tuple[float, float] | None = (0.0, 1.0)
+    bounds: tuple[float, float] | None = None
 
     def init(self, key: PRNGKey) -> PyTree:
         """Standard normal pseudo-inputs, for want of data; see `init_pseudo_inputs`."""

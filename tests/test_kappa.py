@@ -127,7 +127,7 @@ def test_impossible_requests_are_refused(change, words):
 # --- A problem whose error is known --------------------------------------------------
 
 
-def suggest(seed=0, num_steps=1_000):
+def suggest(seed=0, num_steps=1_000, draw_batch=None):
     data = made_data(600)
     start, objective, optimizers = made_problem(data[:500])
     return kappa.suggest_kappa(
@@ -139,6 +139,7 @@ def suggest(seed=0, num_steps=1_000):
         data[500:],
         batch_size=50,
         num_steps=num_steps,
+        draw_batch=draw_batch,
     )
 
 
@@ -167,6 +168,19 @@ def test_the_same_key_gives_the_same_suggestion():
     assert first.probes == second.probes
     assert first.kappa == second.kappa
     assert suggest(2, 100).probes != first.probes
+
+
+@pytest.mark.slow
+@pytest.mark.optax
+def test_examples_that_are_drawn_anew_are_measured_as_they_are_drawn():
+    """Unit noise in each draw, which no latent knows, is part of the training error."""
+
+    def draw(key, x):
+        return x + jax.random.normal(key, x.shape)
+
+    plain, drawn = suggest(num_steps=20), suggest(num_steps=20, draw_batch=draw)
+    assert max(probe.training_error for probe in plain.probes) < 0.8
+    assert min(probe.training_error for probe in drawn.probes) > 0.9
 
 
 @pytest.mark.slow

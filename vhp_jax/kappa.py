@@ -142,7 +142,7 @@ def suggest_kappa(
       num_steps: at most, of all runs together.
       seconds: at most, of all runs together, but for one interval and compilation.
       margin: of kappa over the least error.
-      draw_batch: see `training.make_train_loop`.
+      draw_batch: see `training.make_train_loop`; one draw of the examples is measured.
       measure: what is measured; `objective` where it is not given.
       stepwise: see `training.make_stepwise_loop`.
 
@@ -164,14 +164,17 @@ def suggest_kappa(
         return time.monotonic() - began >= share * seconds
 
     length = min(INTERVAL, num_steps // 20)
-    key_start, key_measure = jax.random.split(key)
+    key_start, key_measure, key_seen = jax.random.split(key, 3)
+    seen = jnp.asarray(_some(examples))
+    if draw_batch is not None:
+        seen = draw_batch(key_seen, seen)
     step = training.make_train_step(objective, HELD, optimizers)
     make_loop = training.make_stepwise_loop if stepwise else training.make_train_loop
     loop = make_loop(step, batch_size, draw_batch)
     run = _Run(
         loop if stepwise else training.jit_train_loop(loop),
         jnp.asarray(examples),
-        tuple(_some(part) for part in (held_out, examples)),
+        (_some(held_out), np.asarray(seen)),
         key_measure,
     )
     state = jax.jit(

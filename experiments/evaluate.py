@@ -91,7 +91,7 @@ def lead(group: Group, mesh: Mesh | None) -> None:
 
 def chosen_split(run: runs.Run) -> Split:
     """The examples that the flags ask for."""
-    split = getattr(run.experiment.dataset, FLAGS.split)
+    split = run.experiment.dataset.measured(FLAGS.split)
     if FLAGS.num_examples is None:
         return split
     if not 2 <= FLAGS.num_examples <= len(split.examples):

@@ -109,6 +109,20 @@ def test_dynamic_leaves_training_means_and_draws_the_others_once():
         )
 
 
+def test_training_means_are_measured_by_one_draw_of_them():
+    dataset = toy(values="dynamic")
+    drawn = dataset.measured("train")
+    assert set(np.unique(drawn.examples)) == {0.0, 1.0}
+    error = (drawn.examples - dataset.train.examples).mean()
+    assert abs(error) < 5 * 0.5 / np.sqrt(drawn.examples.size)
+    again = dataset.measured("train")
+    np.testing.assert_array_equal(drawn.examples, again.examples)
+    np.testing.assert_array_equal(drawn.targets, dataset.train.targets)
+    assert dataset.measured("test") is dataset.test
+    grey_values = toy(values="grey")
+    assert grey_values.measured("train") is grey_values.train
+
+
 def test_grey_leaves_all_means():
     dataset = toy(values="grey")
     assert not dataset.dynamic

@@ -72,6 +72,22 @@ class Dataset(NamedTuple):
     statistics: Mapping[str, np.ndarray] | None = None
     motion: Motion | None = None
 
+    def measured(self, name: str) -> Split:
+        """A split as it is measured: images, also where it holds Bernoulli means.
+
+        Args:
+          name: "train", "validation" or "test".
+
+        Returns:
+          The split; of the training split of a dynamic set one draw with a fixed seed.
+        """
+        split: Split = getattr(self, name)
+        if name != "train" or not self.dynamic:
+            return split
+        # The first two streams are those of `bernoulli_dataset`.
+        *_, generator = np.random.default_rng(0).spawn(3)
+        return split._replace(examples=binarise(split.examples, generator))
+
 
 def check_images(name: str, examples: np.ndarray) -> None:
     """Raises DataError at the first value that is not finite or not in [0, 1]."""

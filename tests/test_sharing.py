@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import forked
 import jax
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from experiments import build, cli
 from vhp_jax import networks, priors, sharing
+from vhp_jax.data import Dataset, Split
 from vhp_jax.model import VAE
 from vhp_jax.sharing import ExportError
 
@@ -46,6 +49,13 @@ def convolutional():
     return VAE(encoder, decoder, priors.StandardNormal(2))
 
 
+def strided():
+    layers = ((3, 3, 2), (2, 3, 1))
+    encoder = networks.ConvEncoder(2, layers, dense=5)
+    decoder = networks.ConvDecoder(SHAPE, layers, dense=5)
+    return VAE(encoder, decoder, priors.StandardNormal(2))
+
+
 def mixture():
     return gaussian_with(priors.MixturePrior(2, 5))
 
@@ -54,6 +64,7 @@ MODELS = {
     "gaussian": gaussian,
     "gated": gated,
     "convolutional": convolutional,
+    "strided": strided,
     "mixture": mixture,
 }
 
@@ -90,6 +101,20 @@ def test_networks_are_described_whole(name):
     rebuilt = sharing.rebuild(described)
     assert rebuilt == model
     assert hash(rebuilt) == hash(model)
+
+
+EXAMPLE_SHAPES = {"pendulum": (16, 16), "cmu_mocap": (50,), "custom": (7,)}
+EXAMPLE_SHAPES |= dict.fromkeys(("faces", "chairs", "chairs_synthetic"), (64, 64, 1))
+
+
+@pytest.mark.parametrize("name", cli.config_names())
+def test_every_config_makes_a_model_that_can_be_exported(name):
+    config = cli.load_config(name)
+    shape = EXAMPLE_SHAPES.get(config.data.name, (28, 28, 1))
+    split = Split(np.zeros((2, *shape), np.float32), np.zeros(2, np.int64))
+    dataset = Dataset(config.data.name, "none", "made", split, split, split)
+    model = build.build_model(config.model, dataset)
+    assert sharing.rebuild(json.loads(json.dumps(sharing.describe(model)))) == model
 
 
 def test_an_export_is_read_back_bit_for_bit(export):
@@ -138,6 +163,36 @@ def test_a_second_export_replaces_the_first_and_nothing_else(tmp_path):
     with pytest.raises(ExportError, match="something else is there"):
         sharing.write(shared(), other)
     assert (other / "thesis.tex").read_text() == "years of work"
+
+
+def test_what_was_measured_of_an_export_is_not_deleted_by_the_next(tmp_path):
+    folder = sharing.write(shared(), tmp_path / "model")
+    (folder / "eval").mkdir()
+    (folder / "eval" / "nll.json").write_text("{}")
+    with pytest.raises(ExportError, match=r"would be lost \(eval\)"):
+        sharing.write(shared("mixture"), folder)
+    assert (folder / "eval" / "nll.json").exists()
+    assert sharing.read(folder).model == shared().model
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_an_export_stays_if_the_next_cannot_take_its_place(
+    failing, tmp_path, monkeypatch
+):
+    folder = sharing.write(shared(), tmp_path / "model")
+    rename, calls = Path.rename, []
+
+    def interrupted(path, target):
+        calls.append(path)
+        if len(calls) == failing:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sharing.write(shared("mixture"), folder)
+    assert sharing.read(folder).model == shared().model
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_parameters_that_are_not_finite_are_not_written(tmp_path):

@@ -44,6 +44,8 @@ _CLASSES = {
     for kind in (
         VAE,
         networks.BernoulliDecoder,
+        networks.ConvDecoder,
+        networks.ConvEncoder,
         networks.Flat,
         networks.GatedConvDecoder,
         networks.GatedConvEncoder,
@@ -96,7 +98,9 @@ class SharedModel(NamedTuple):
 
 
 def write(shared: SharedModel, folder: str | os.PathLike[str]) -> Path:
-    """Writes an export; an earlier one in the same place is replaced in one step.
+    """Writes an export in the place of an earlier one, if there is one.
+
+    The earlier one stays whole until the new one is, and where that fails.
 
     Args:
       shared: the model.
@@ -106,7 +110,8 @@ def write(shared: SharedModel, folder: str | os.PathLike[str]) -> Path:
       The folder.
 
     Raises:
-      ExportError: something else is there, or a parameter is not finite.
+      ExportError: something else is there, also beside an earlier export, or a
+        parameter is not finite.
     """
     import safetensors.numpy
 
@@ -136,12 +141,24 @@ def write(shared: SharedModel, folder: str | os.PathLike[str]) -> Path:
     try:
         for name, content in contents.items():
             (draft / name).write_bytes(content)
-        if folder.exists():
-            shutil.rmtree(folder)
-        draft.rename(folder)
+        _replace(folder, draft)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def _replace(folder: Path, draft: Path) -> None:
+    """Puts the draft in the folder's place; if that fails, the old one stays."""
+    aside = draft.with_name(f"{draft.name}.old")
+    try:
+        if folder.exists():
+            folder.rename(aside)
+        draft.rename(folder)
+    except BaseException:
+        if aside.exists() and not folder.exists():
+            aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def is_export(folder: str | os.PathLike[str]) -> bool:
@@ -380,10 +397,17 @@ def _params(path: Path, like: Params, tensors: Mapping[str, np.ndarray]) -> Para
 
 
 def _check_place(folder: Path) -> None:
-    if folder.is_dir() and (is_export(folder) or not any(folder.iterdir())):
+    if not folder.exists():
         return
-    if folder.exists():
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if not folder.is_dir() or (names and not is_export(folder)):
         raise ExportError(f"{folder}: something else is there, wanted a new folder")
+    others = sorted(names - {WEIGHTS, MODEL, CONFIG, CARD, ENCODER, DECODER})
+    if others:
+        raise ExportError(
+            f"{folder}: what was measured of the export that is there would be lost "
+            f"({', '.join(others)}); move it, or take a new folder"
+        )
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -56,29 +56,54 @@ def folder(table: Table, row: Row, seed: int) -> Path:
     return table.path(FLAGS.workdir, row, seed)
 
 
-def train_rows(table: Table, rows: Sequence[Row], seeds: int, deadline: float) -> None:
-    """Trains what is missing: all rows' first seed, then the second, and so on."""
+def trained_seeds(table: Table, row: Row) -> list[int]:
+    """Seeds of a row whose runs are done, in order."""
+    found = folder(table, row, 1).parent.glob("seed_*")
+    names = [path.name.removeprefix("seed_") for path in found if is_complete(path)]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def train_rows(
+    table: Table, rows: Sequence[Row], seeds: int, deadline: float
+) -> list[str]:
+    """Trains what is missing: all rows' first seed, then the second, and so on.
+
+    Returns:
+      A line for each run that ended with an error; the others do not wait for it.
+    """
+    failures = []
     for seed in range(1, seeds + 1):
         for row in rows:
             path, title = folder(table, row, seed), f"{row.name}, {row.dataset}"
-            if is_complete(path):
-                runs.check_config(path, row.resolved(seed))
-                continue
             left = (deadline - time.monotonic()) / 60.0
-            if left <= 0:
-                print(f"{title}, seed {seed}: no time left")
-                continue
-            print(f"--- {title}, seed {seed}")
-            runs.train(row.resolved(seed), path, left)
+            try:
+                if is_complete(path):
+                    runs.check_config(path, row.resolved(seed))
+                elif left <= 0:
+                    print(f"{title}, seed {seed}: no time left")
+                else:
+                    print(f"--- {title}, seed {seed}")
+                    runs.train(row.resolved(seed), path, left)
+            except cli.UserError as error:
+                failures.append(f"{title}, seed {seed}: {error}")
+                print(failures[-1], flush=True)
+    return failures
 
 
 def measured(
-    table: Table, row: Row, seed: int, deadline: float
+    table: Table, row: Row, seed: int, deadline: float | None
 ) -> dict[str, metrics.Result]:
     """The table's metrics on the whole test set, each from its file if there.
 
+    Args:
+      table: whose metrics.
+      row: of it.
+      seed: of the row, trained.
+      deadline: of what takes long; None: nothing is measured that is not there.
+
     Raises:
-      OutOfTimeError: one is not, takes long, and the deadline came first.
+      OutOfTimeError: one is not there, and not to be measured or not in time.
+      UserError: the run is of another config.
     """
     path = folder(table, row, seed)
     runs.check_config(path, row.resolved(seed))
@@ -98,7 +123,7 @@ def measured(
         if (wanted | samples).items() <= found.items():
             results[metric] = found
             continue
-        if metric == "nll" and time.monotonic() >= deadline:
+        if deadline is None or (metric == "nll" and time.monotonic() >= deadline):
             raise metrics.OutOfTimeError(f"{metric} is not measured")
         opened = opened or runs.restore(path)
         results[metric] = metrics.measure(
@@ -118,11 +143,12 @@ def measured(
 
 
 def row_record(
-    table: Table, row: Row, deadline: float, num_seeds: int | None = None
+    table: Table, row: Row, deadline: float | None, num_seeds: int | None = None
 ) -> dict[str, Any]:
     """A row of results/TARGET.json from its complete runs, or the first of them.
 
-    What is not measured when the deadline comes is left out, and all seeds after it.
+    What is not measured by the deadline (see `measured`), or is of another config, is
+    left out, and all seeds after it.
     """
     record: dict[str, Any] = {
         "name": row.name,
@@ -138,15 +164,13 @@ def row_record(
         "minutes": None,
         "published": row.published,
     }
-    paths = folder(table, row, 1).parent.glob("seed_*")
-    numbers = sorted(int(path.name.removeprefix("seed_")) for path in paths)
-    numbers = [n for n in numbers if is_complete(folder(table, row, n))][:num_seeds]
+    numbers = trained_seeds(table, row)[:num_seeds]
     results: list[dict[str, metrics.Result]] = []
     for number in numbers:
         try:
             results.append(measured(table, row, number, deadline))
-        except metrics.OutOfTimeError as error:
-            print(f"{row.name}, {row.dataset}, seed {number}: {error}")
+        except (metrics.OutOfTimeError, cli.UserError) as error:
+            print(f"{row.name}, {row.dataset}, seed {number}: left out, {error}")
             break
     numbers = numbers[: len(results)]
     if not numbers:
@@ -229,7 +253,7 @@ def write_table(
     """
     table = TABLES[target]
     rows = [
-        row_record(table, row, deadline if row in chosen else -math.inf)
+        row_record(table, row, deadline if row in chosen else None)
         for row in table.rows
     ]
     runs.write_json(output / f"{target}.json", {"target": target, "rows": rows})
@@ -250,6 +274,21 @@ def completed(table: Table, name: str) -> Path:
     if not is_complete(path):
         raise cli.UserError(f"{path} is not complete; raise --budget_minutes")
     return path
+
+
+def those_completed(table: Table, names: list[str]) -> list[str]:
+    """The names whose seed 1 is complete; of each other one it is said.
+
+    Raises:
+      UserError: there are none.
+    """
+    found = [n for n in names if is_complete(folder(table, table.named(n), 1))]
+    for name in names:
+        if name not in found:
+            print(f"{name}: not run, not drawn")
+    if not found:
+        raise cli.UserError("nothing is complete to be drawn; raise --budget_minutes")
+    return found
 
 
 def restored(table: Table, name: str) -> runs.Restored:
@@ -303,10 +342,7 @@ COMPARED = ["VHP + REWO", "VHP + GECO", "IWAE (L=1)"]
 def fig15() -> dict[str, Figure]:
     """Joint angle against arcsin(z2 / r), and the regression on the whole circle."""
     quarter, whole, errors = {}, {}, {}
-    for name in PAPER_ROWS:
-        if not is_complete(folder(PENDULUM, PENDULUM.named(name), 1)):
-            print(f"{name}: not run, not drawn")
-            continue
+    for name in those_completed(PENDULUM, PAPER_ROWS):
         run, _, params, _ = restored(PENDULUM, name)
         angle, arcsine, fit = figures.quarter_circle(run, params)
         quarter[name], errors[name] = (angle, arcsine), fit.error
@@ -323,7 +359,7 @@ TRAINING = ["VHP + REWO", "VHP + GECO", "VHP + WU (100 epochs)"]
 def fig20() -> dict[str, Figure]:
     """Rate, distortion and their sum over training, on the validation split."""
     curves = {}
-    for name in TRAINING:
+    for name in those_completed(MLP, TRAINING):
         lines = figures.validation_lines(runs.WorkDir(completed(MLP, name)), 1)
         if lines is not None:
             curves[name] = lines
@@ -349,14 +385,11 @@ def fig8() -> dict[str, Figure]:
     """
     resampled, raw, joints = {}, {}, []
     for name in MOTION_ROWS:
-        row, first = MOTION.named(name), completed(MOTION, name)
-        seeds = [
-            int(path.name.removeprefix("seed_")) for path in first.parent.iterdir()
-        ]
+        completed(MOTION, name)
+        row = MOTION.named(name)
         found = [
             measured(MOTION, row, seed, math.inf)[MOTION.metric]
-            for seed in sorted(seeds)
-            if is_complete(folder(MOTION, row, seed))
+            for seed in trained_seeds(MOTION, row)
         ]
         joints = found[0]["joints"]
         title = f"{name} ({len(found)} seed{'s'[: len(found) - 1]})"
@@ -529,17 +562,19 @@ def main() -> None:
         )
     deadline = time.monotonic() + 60.0 * FLAGS.budget_minutes
     seeds = num_seeds if target.seeds is None else target.seeds
-    train_rows(table, rows, seeds, deadline)
+    failures = train_rows(table, rows, seeds, deadline)
     output = Path(FLAGS.output)
     if FLAGS.target in TABLES:
         write_table(FLAGS.target, output, rows, deadline)
-        return
-    drawn = target.draw()
-    figures.save_all(drawn, output / "figures")
-    # A figure wants no likelihoods: it records those that are there.
-    records = [row_record(table, row, -math.inf, seeds) for row in rows]
-    record = {"target": FLAGS.target, "figures": sorted(drawn), "rows": records}
-    runs.write_json(output / f"{FLAGS.target}.json", record)
+    elif not failures:
+        drawn = target.draw()
+        figures.save_all(drawn, output / "figures")
+        # A figure wants no likelihoods: it records those that are there.
+        records = [row_record(table, row, -math.inf, seeds) for row in rows]
+        record = {"target": FLAGS.target, "figures": sorted(drawn), "rows": records}
+        runs.write_json(output / f"{FLAGS.target}.json", record)
+    if failures:
+        raise cli.UserError(f"{len(failures)} run(s) failed, first {failures[0]}")
 
 
 if __name__ == "__main__":

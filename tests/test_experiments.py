@@ -572,6 +572,52 @@ def test_table1_reports_what_is_complete(finished, tmp_path, monkeypatch):
     assert cells[-2:] == ["4", "0.054"]
 
 
+def test_a_row_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+    tried = []
+
+    def train(config, path, minutes):
+        tried.append(Path(path).parent.name)
+        if len(tried) == 1:
+            raise cli.UserError("kappa^2 = 1e-09 not reached")
+
+    monkeypatch.setattr(runs, "train", train)
+    done = reproduce(tmp_path, "table1", "--num_seeds=1")
+    assert done.code == 1
+    first, *others = tables.TABLE1.rows
+    assert tried == [tables.slug(row.name) for row in (first, *others)]
+    wanted = f"1 run(s) failed, first {first.name}, pendulum, seed 1: kappa^2 = 1e-09"
+    assert wanted in done.err
+    assert (tmp_path / "results" / "table1.md").exists()
+    tried.clear()
+    done = reproduce(tmp_path, "fig15", "--num_seeds=1")  # a figure is not drawn
+    assert done.code == 1
+    assert "not reached" in done.err
+    assert not (tmp_path / "results" / "fig15.json").exists()
+
+
+def test_rows_that_are_not_chosen_are_neither_measured_nor_in_the_way(
+    finished, tmp_path, monkeypatch
+):
+    put(finished, tmp_path, tables.TABLE1, tables.TABLE1.named("VHP"))
+    shutil.copytree(finished, tmp_path / "runs" / "pendulum_rows" / "vhp" / "seed_1.bak")
+    words = "--rows=VHP + GECO", "--budget_minutes=1e-9"
+    done = reproduce(tmp_path, "table1", *words)
+    assert (done.code, done.err) == (0, "")
+    assert "VHP, pendulum, seed 1: left out, " in done.out  # of another config
+    monkeypatch.setattr(runs, "check_config", lambda *_: None)
+    monkeypatch.setattr(runs, "restore", lambda _: pytest.fail("the run was read"))
+    done = reproduce(tmp_path, "table1", *words)
+    assert (done.code, done.err) == (0, "")
+    assert "VHP, pendulum, seed 1: left out, ols is not measured" in done.out
+
+
+def test_a_figure_of_nothing_is_refused(tmp_path):
+    for target in ("fig15", "fig20"):
+        done = reproduce(tmp_path, target, "--budget_minutes=1e-9")
+        assert done.code == 1
+        assert "nothing is complete to be drawn" in done.err
+
+
 @pytest.mark.parametrize(
     "change",
     [

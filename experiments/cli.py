@@ -33,7 +33,7 @@ class UsageError(Exception):
 class InterruptedRunError(BaseException):
     """Stopped by a signal; not an Exception, so that no handler takes it for a fault.
 
-    The first signal ends the run after a checkpoint, a second one at once.
+    The first signal ends a training after a checkpoint, a second one at once.
 
     Attributes:
       signum: the signal; the exit code is 128 + signum.
@@ -60,10 +60,14 @@ class StopSignal:
             signal.signal(signum, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        del frame
         if self.signum is not None:  # asked twice: do not wait for the chunk
-            raise InterruptedRunError(signum)
+            _interrupt(signum, frame)
         self.signum = signum
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    del frame
+    raise InterruptedRunError(signum)
 
 
 def config_names() -> list[str]:
@@ -188,6 +192,8 @@ class Command:
 
     def _guarded(self, argv: list[str]) -> None:
         del argv
+        # As Ctrl-C: what is half done is cleared away on the way out.
+        signal.signal(signal.SIGTERM, _interrupt)
         try:
             if self._takes_config:
                 self._main(self._config)

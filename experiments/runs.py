@@ -517,9 +517,9 @@ def train(
       InterruptedRunError: a signal came; the state is in a checkpoint.
     """
     start = time.monotonic()
-    with cli.StopSignal() as stop, WorkDir(workdir) as directory:
+    with WorkDir(workdir) as directory:
         mesh = make_mesh(config)
-        run = Run(config)
+        run = Run(config)  # may render images for minutes; a signal ends that at once
         directory.claim(config)
         dataset = run.experiment.dataset
         print(banner(f"{dataset.name} ({dataset.source})", directory.path), flush=True)
@@ -527,7 +527,8 @@ def train(
         if done.exists() and (summary := read_json(done)).get("completed"):
             print(f"already complete at step {summary['step']}: {done}")
             return summary
-        with Checkpointer(directory.path / "checkpoints") as checkpointer:
+        checkpoints = directory.path / "checkpoints"
+        with cli.StopSignal() as stop, Checkpointer(checkpoints) as checkpointer:
             check_followers(run, group)
             trainer = _Trainer(run, directory, checkpointer, start, mesh, group)
             if tensorboard:

@@ -212,6 +212,22 @@ def test_second_signal_does_not_wait():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_signal_while_the_data_are_made_is_not_kept_waiting(tmp_path, monkeypatch):
+    went_on = []
+
+    def build(config):
+        os.kill(os.getpid(), signal.SIGTERM)
+        went_on.append(config)
+
+    monkeypatch.setattr(runs, "Run", build)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        done = command("train", f"--workdir={tmp_path}", *arguments(**SHORT))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (done.code, done.err, went_on) == (143, "", [])
+
+
 # --- Processes of their own ----------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ from experiments import build, cli, tracking
 from experiments.processes import ALONE, Group
 from vhp_jax import devices, evaluation, kappa, sharing, training
 from vhp_jax.checkpoints import Checkpointer, CheckpointError
+from vhp_jax.data import cache
 from vhp_jax.training import StepMetrics, TrainState
 from vhp_jax.types import Params, PyTree
 
@@ -984,7 +985,7 @@ def hardware() -> str:
     devices = jax.devices()
     if devices[0].platform != "cpu":
         return f"{len(devices)} x {devices[0].device_kind}"
-    return f"CPU, {len(os.sched_getaffinity(0))} core(s)"
+    return f"CPU, {cache.processors()} core(s)"
 
 
 def versions() -> dict[str, str]:

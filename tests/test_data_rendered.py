@@ -517,14 +517,14 @@ def test_images_are_made_once_and_read_from_then_on(makers, tmp_path, capsys):
     assert [number for number, _ in made()] == [0, 2, 4, 6, 8]
     place = cache.folder(recipe(), tmp_path / "c")
     assert place.parent == tmp_path / "c"
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"toy: 0 of 18 images are in {place}; the others are made now"
     assert lines[-1].startswith("toy: 18 of 18 images, ")
     assert lines[-1].endswith(" a second, 0.0 minutes left")
     again = cache.load(recipe(), tmp_path / "c", processes=1)
     np.testing.assert_array_equal(again, first)
     assert made() == []
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     described = json.loads((place / "parameters.json").read_text())
     assert described["maker"] == "made_makers:start"
 
@@ -566,7 +566,7 @@ def test_only_missing_parts_are_made(makers, tmp_path, capsys):
         next(place.glob(f"part-0000{number}-*")).unlink()
     np.testing.assert_array_equal(cache.load(recipe(), tmp_path, 1), toy_images())
     assert [number for number, _ in made()] == [2, 8]
-    assert capsys.readouterr().out.startswith("toy: 12 of 18 images are in ")
+    assert capsys.readouterr().err.startswith("toy: 12 of 18 images are in ")
 
 
 @pytest.mark.parametrize(
@@ -591,7 +591,7 @@ def test_damaged_parts_are_found_and_made_again(makers, tmp_path, capsys, damage
     np.testing.assert_array_equal(cache.load(recipe(), tmp_path, 1), toy_images())
     assert [number for number, _ in made()] == [4]
     assert len(list(place.glob("part-*"))) == 5
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"toy: {path} is damaged and is made again"
     assert cache.load(recipe(), tmp_path, 1).shape == (9, 2, 3, 4)
     assert made() == []
@@ -615,11 +615,11 @@ def test_progress_is_told_every_few_seconds(makers, tmp_path, capsys, monkeypatc
     recipe, _ = makers
     monkeypatch.setattr(cache, "PROGRESS_SECONDS", 0.0)
     cache.load(recipe(), tmp_path / "a", 1)
-    counts = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    counts = [line.split()[1] for line in capsys.readouterr().err.splitlines()]
     assert counts == ["0", "4", "8", "12", "16", "18"]
     monkeypatch.setattr(cache, "PROGRESS_SECONDS", 60.0)
     cache.load(recipe(), tmp_path / "b", 1)
-    counts = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    counts = [line.split()[1] for line in capsys.readouterr().err.splitlines()]
     assert counts == ["0", "18"]
 
 
@@ -887,11 +887,11 @@ def test_folder_and_archive_give_the_same_from_the_same_cache(
     path = write_archive(tmp_path, dict(reversed(contents.items())), prefix="./")
     packed = load_chairs(tmp_path)
     assert packed.source.startswith(f"{path}, ")
-    assert "of 18 images" in capsys.readouterr().out
+    assert "of 18 images" in capsys.readouterr().err
     write_folder(tmp_path, contents)
     unpacked = load_chairs(tmp_path)
     assert unpacked.source.startswith(f"{tmp_path}/chairs/rendered_chairs, ")
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     for name in SPLITS:
         one, other = getattr(packed, name), getattr(unpacked, name)
         np.testing.assert_array_equal(one.examples, other.examples)
@@ -905,7 +905,7 @@ def test_another_listing_has_another_cache(small_chairs, tmp_path, capsys):
     name = min(contents)
     write_folder(tmp_path, {name: chair_png(2, 5)})
     load_chairs(tmp_path)
-    assert "0 of 18 images" in capsys.readouterr().out
+    assert "0 of 18 images" in capsys.readouterr().err
 
 
 def test_fewer_azimuths_may_be_asked_for(small_chairs, tmp_path):
@@ -1513,12 +1513,12 @@ def test_another_model_has_another_cache_and_another_folder_does_not(
     (tmp_path / "other").mkdir()
     (tmp_path / "x").rename(tmp_path / "other" / "ict_face")
     moved = load_faces(tmp_path / "other", cache_dir=tmp_path / "c")
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     np.testing.assert_array_equal(moved.test.examples, first.test.examples)
     small_ict["modes_scale"] = 2.0 * small_ict["modes_scale"]
     write_ict(tmp_path, npz(small_ict))
     changed = load_faces(tmp_path)
-    assert "0 of 15 images" in capsys.readouterr().out
+    assert "0 of 15 images" in capsys.readouterr().err
     assert (changed.test.examples != first.test.examples).any()
 
 

@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -494,6 +495,12 @@ def test_sample_draws_a_grid(workdir):
     done = command("sample", f"--workdir={workdir}", "--num_samples=9")
     assert (done.code, done.err) == (0, "")
     assert is_png(workdir / "figures" / "samples.png")
+
+
+def test_hardware_is_told_where_the_system_has_no_affinity(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert runs.hardware() == "CPU, 5 core(s)"
 
 
 # --- Reproduction --------------------------------------------------------------------

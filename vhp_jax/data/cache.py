@@ -113,7 +113,7 @@ def load(
       ValueError: `processes` is less than 1.
     """
     if processes is None:
-        processes = _processors()
+        processes = processors()
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")
     place = folder(recipe, cache_dir)
@@ -195,7 +195,7 @@ def _read_part(place: Path, recipe: Recipe, part: int, images: np.ndarray) -> bo
             if found.shape == (last - first, *recipe.item_shape):
                 images[first:last] = found
                 return True
-        print(f"{recipe.name}: {path} is damaged and is made again", flush=True)
+        _say(f"{recipe.name}: {path} is damaged and is made again")
         path.unlink(missing_ok=True)
     return False
 
@@ -211,8 +211,8 @@ def _tidy(place: Path) -> None:
 # --- Processes -----------------------------------------------------------------------
 
 
-def _processors() -> int:
-    """Processors that this process may run on."""
+def processors() -> int:
+    """Processors that this process may run on, where the system tells; else all."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -369,6 +369,11 @@ def main() -> None:
             os._exit(1)
 
 
+def _say(text: str) -> None:
+    """A line on stderr: stdout is the caller's, whose first line names the data."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class _Progress:
     """Prints a line every few seconds."""
 
@@ -379,10 +384,9 @@ class _Progress:
         self._made = 0
         self._start = self._last = time.monotonic()
         self._lock = threading.Lock()
-        print(
+        _say(
             f"{recipe.name}: {self._total - self._left:,} of {self._total:,} images "
-            f"are in {place}; the others are made now",
-            flush=True,
+            f"are in {place}; the others are made now"
         )
 
     def _images(self, part: int) -> int:
@@ -399,9 +403,8 @@ class _Progress:
                 return
             self._last = now
             speed = self._made / max(now - self._start, 1e-3)
-            print(
+            _say(
                 f"{self._recipe.name}: {self._total - self._left:,} of "
                 f"{self._total:,} images, {speed:.0f} a second, "
-                f"{self._left / speed / 60.0:.1f} minutes left",
-                flush=True,
+                f"{self._left / speed / 60.0:.1f} minutes left"
             )

@@ -437,11 +437,13 @@ def build_init(
         return networks.start_principal(params, key, components, scale)
 
     def fitting(params: Params, key: PRNGKey) -> Params:
-        """Of `fitting_mlp`: principal, the latents with a scale of one."""
+        """Of `fitting_mlp`: principal where it can be, the latents with scale one."""
         if dataset.statistics is None:
             return params
         components = networks.principal_components(examples, config.latent_dim)
-        if np.shape(components.directions)[1] < config.latent_dim:
+        enough = np.shape(components.directions)[1] == config.latent_dim
+        fits = networks.takes_principal_start(config.hidden, config.latent_dim)
+        if not (enough and fits):
             return centred(params, key)
         scale = config.encoder_head_scale / networks.leading_scale(examples, components)
         return networks.start_principal(params, key, components, scale)

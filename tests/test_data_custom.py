@@ -2,6 +2,8 @@
 
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -192,6 +194,8 @@ INFINITE = np.ones((9, 2, 2))
 INFINITE[5, 1, 0] = -np.inf
 HUGE = np.ones((9, 4))
 HUGE[8, 0] = 1e200
+HALF = np.ones((9, 4), np.float16)  # in which 1e30 is infinite too
+HALF[5, 2] = np.inf
 
 
 @pytest.mark.parametrize(
@@ -200,6 +204,7 @@ HUGE[8, 0] = 1e200
         (NAN, ("example 3, column 1", "nan")),
         (INFINITE, ("example 5", "(1, 0)", "-inf")),
         (HUGE, ("example 8, column 0", "1e+200", "1e+30")),
+        (HALF, ("example 5, column 2", "is inf")),
         (np.array([["a", "b"], ["c", "d"]]), ("strings",)),
         (np.array([[1j, 2], [3, 4]]), ("complex",)),
         (np.array([[1, {}], [3, 4]], object), ("(0, 1)", "dict")),
@@ -392,6 +397,23 @@ def test_the_config_trains_on_rows_and_images(kind, rows, tmp_path):
     assert (tmp_path / "run" / "figures" / "samples.png").exists()
     pairs = [(0, 1)] if kind == "labels" else figures.default_pairs(run)
     figures.Interpolation(run, restored.first(), pairs, seed=0)
+
+
+@pytest.mark.slow
+def test_falling_widths_start_at_the_mean(rows, tmp_path):
+    """They cannot hold a principal start."""
+    from experiments import build
+
+    np.save(tmp_path / "x.npy", rows)
+    config = config_of(
+        tmp_path / "x.npy", **{"model.hidden": "16,8", "model.latent_dim": "2"}
+    )
+    experiment = build.build(config)
+    params = experiment.init_params(jax.random.key(0))
+    shape = experiment.dataset.train.examples.shape[1:]
+    mean = experiment.model.decode(params, jnp.zeros((1, 2))).mean
+    wanted = experiment.dataset.train.examples.mean(axis=0)
+    np.testing.assert_allclose(mean.reshape(shape), wanted, atol=1e-4)
 
 
 def test_a_kappa_that_is_not_given_is_asked_for(rows, tmp_path):

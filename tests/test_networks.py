@@ -25,6 +25,7 @@ from vhp_jax.networks import (
     centre,
     principal_components,
     start_principal,
+    takes_principal_start,
     transposed_conv,
 )
 from vhp_jax.priors import StandardNormal
@@ -296,7 +297,7 @@ def test_centre_subtracts_the_mean_from_every_input():
 # --- The principal start ------------------------------------------------------------
 
 
-def principal_start(seed=0, scale=0.3, width=8):
+def principal_start(seed=0, scale=0.3, width=8, last=None):
     """Examples with an anisotropic covariance, a model, and its started parameters."""
     generator = np.random.default_rng(0)
     spread = np.diag([3.0, 2.0, 1.0, 0.5, 0.25, 0.1])
@@ -304,7 +305,7 @@ def principal_start(seed=0, scale=0.3, width=8):
     examples = (generator.standard_normal((200, 6)) @ spread @ mixing + 1.0).astype(
         "f4"
     )
-    hidden = (width, width, width + 2)
+    hidden = (width, width, last or width + 2)
     network = NormalMLP(hidden, 2, initialisation="looks_linear")
     decoder = GaussianDecoder(hidden, 6, initialisation="looks_linear")
     model = VAE(Flat(network), decoder, StandardNormal(2))
@@ -355,6 +356,12 @@ def test_principal_start_draws_its_rotation_from_the_key():
 def test_a_principal_start_wants_room_for_the_latents():
     with pytest.raises(ValueError, match="at least the number of latents, 2"):
         principal_start(width=2)
+    with pytest.raises(ValueError, match=r"do not fall, got \[8, 8, 6\]"):
+        principal_start(width=8, last=6)
+    assert not takes_principal_start((2, 2, 4), 2)
+    assert not takes_principal_start((8, 8, 6), 2)
+    assert not takes_principal_start((8, 9), 2)
+    assert takes_principal_start((4, 4, 6), 2)
 
 
 def test_looks_linear_refuses_odd_widths():

@@ -220,14 +220,11 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         model, shape = self.model_, examples.shape[1:]
         if self.likelihood_ == "bernoulli":
             return lambda key: model.init(key, shape)
-        widths, pixels = tuple(self.hidden), math.prod(shape)
+        pixels = math.prod(shape)
         flat = examples.reshape(len(examples), -1)
-        linear = all(width % 2 == 0 for width in widths)
         if (
-            not linear
-            or list(widths) != sorted(widths)
-            or self.latent_dim > min(widths[0] // 2, pixels)
-            or pixels > MOST_COMPONENTS
+            not networks.takes_principal_start(self.hidden, self.latent_dim)
+            or not self.latent_dim <= pixels <= MOST_COMPONENTS
         ):
             mean = flat.mean(axis=0, dtype=np.float64)
             return lambda key: networks.centre(model.init(key, shape), mean)

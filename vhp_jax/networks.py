@@ -544,6 +544,12 @@ def leading_scale(examples: np.ndarray, components: PrincipalComponents) -> floa
     return max(float((flat @ np.asarray(components.directions)[:, 0]).std()), 1e-6)
 
 
+def takes_principal_start(hidden: Sequence[int], latent_dim: int) -> bool:
+    """Whether networks of these hidden widths can take `start_principal`."""
+    even = all(width % 2 == 0 for width in hidden)
+    return even and list(hidden) == sorted(hidden) and latent_dim <= hidden[0] // 2
+
+
 def start_principal(
     params: Params, key: PRNGKey, components: PrincipalComponents, scale: float
 ) -> Params:
@@ -570,7 +576,8 @@ def start_principal(
       both, and the biases of `centre`.
 
     Raises:
-      ValueError: a hidden layer of the encoder is too narrow.
+      ValueError: the encoder's first hidden layer is too narrow, or one is narrower
+        than the one before.
     """
     mean = jnp.asarray(components.mean, jnp.float32)
     directions = jnp.asarray(components.directions, jnp.float32)  # U, [pixels, D]
@@ -587,6 +594,11 @@ def start_principal(
         raise ValueError(
             f"a principal start wants half the first width, {width}, to be at least "
             f"the number of latents, {latent_dim}"
+        )
+    widths = [drawn.shape[1], *(encoder[(*path, "kernel")].shape[1] for path in hidden)]
+    if widths != sorted(widths):
+        raise ValueError(
+            f"a principal start wants hidden widths that do not fall, got {widths}"
         )
     columns = drawn[:, :width].at[:, :latent_dim].set(directions)
     encoder[(*first, "kernel")] = jnp.concatenate([columns, -columns], axis=1)

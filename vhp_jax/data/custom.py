@@ -81,7 +81,7 @@ def checked(place: object, values: Any, least: int = 2) -> np.ndarray:
         raise DataError(f"{place}: shape {array.shape}, wanted at least one column")
     if array.dtype.kind == "f":
         # NaN fails every comparison, so that one test finds all faults.
-        bad = ~(np.abs(array) <= HUGE)
+        bad = ~(np.abs(array) <= min(HUGE, float(np.finfo(array.dtype).max)))
         if bad.any():
             at = tuple(int(i) for i in np.argwhere(bad)[0])
             column = at[1] if len(at) == 2 else at[1:]

@@ -2,8 +2,8 @@
 
 Command:   python -m experiments.train --config=cmu_vamp
 Hardware:  one CPU core, 2 to 3 minutes
-Expected:  smoothness 0.20 degrees per squared step, neighbours 0.998, squared
-           discrepancy of the prior 0.026 (results/motion.md)
+Expected:  smoothness 0.21 degrees per squared step, neighbours 0.999, squared
+           discrepancy of the prior 0.005 (results/motion.md)
 """
 
 from ml_collections import ConfigDict

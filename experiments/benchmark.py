@@ -8,13 +8,14 @@ convolutions, against JAX's own), nll (the likelihood of 100 images with 5,000 s
 against one image at a time in passes of 100 copies), graph (1,000 interpolations on 10
 graphs of 2,530 nodes, against a search for each pair; the faces' graph of 10,000 nodes
 in 32 dimensions, against scikit-learn, and a path in it), scaling (a training step over
-1, 2, 4 and 8 devices and 1 and 2 processes, against one device; on a CPU the devices
-are emulated and share its cores).
+2, 4 and 8 devices and over 2 processes, against one device; on a CPU the devices are
+emulated and share its cores).
 
 Machines are shared and noisy: ours and the references take turns, and what counts is
-the median of the rounds' ratios. The references want the extra [bench] (PyTorch) and
-run on a CPU only; elsewhere, or without it, their rows stand as not run. Images and
-motions are random ones: they cost as much.
+the median of the rounds' ratios. Only scaling has processes of its own for each layout:
+one device is measured anew before each of the others, and medians are compared. The
+references want the extra [bench] (PyTorch) and run on a CPU only; elsewhere, or without
+it, their rows stand as not run. Images and motions are random ones: they cost as much.
 """
 
 import functools
@@ -444,28 +445,51 @@ class Layout(NamedTuple):
         return f"{self.processes} process(es) x {self.devices} device(s)"
 
 
-LAYOUTS = (Layout(1), Layout(2), Layout(4), Layout(8), Layout(1, 2))
-# A batch that eight devices can share.
+LAYOUTS = (Layout(2), Layout(4), Layout(8), Layout(1, 2))
+
+
+class Scaled(NamedTuple):
+    """A training step that devices share.
+
+    Attributes:
+      config: its name.
+      costs: of its networks.
+      steps: that are timed together.
+      overrides: of the config, besides a batch that eight devices can share.
+    """
+
+    config: str
+    costs: Costs
+    steps: int
+    overrides: Sequence[tuple[str, str]] = ()
+
+    def load(self) -> ConfigDict:
+        """The config."""
+        pairs = [("train.batch_size", "128"), *self.overrides]
+        return cli.load_config(self.config, pairs)
+
+
 SCALED = {
-    "pendulum": ("pendulum", PENDULUM, [("train.batch_size", "128")]),
-    "mlp": ("static_mnist_mlp", MLP, [("train.batch_size", "128"), *BARE_MLP]),
+    "pendulum": Scaled("pendulum", PENDULUM, 20),
+    "mlp": Scaled("static_mnist_mlp", MLP, 20, BARE_MLP),
+    "conv": Scaled("static_mnist", CONV, 2, BARE),
 }
-SCALED_STEPS, WORKER_MINUTES = 20, 15
+WORKER_MINUTES = 15
 flags.DEFINE_enum("worker", None, list(SCALED), "A process of --suite=scaling's own.")
 
 
 def scaling_worker(case: str, rounds: int) -> None:
     """Times a training step in this process, with all devices of all processes."""
-    name, _, overrides = SCALED[case]
+    scaled = SCALED[case]
     with distributed.join() as group:
         mesh = devices.make_mesh()
-        take = our_steps(our_run(cli.load_config(name, overrides)), SCALED_STEPS, mesh)
+        take = our_steps(our_run(scaled.load()), scaled.steps, mesh)
         take()  # compile and warm up
         seconds = []
         for _ in range(rounds):
             start = time.perf_counter()
             take()
-            seconds.append((time.perf_counter() - start) / SCALED_STEPS)
+            seconds.append((time.perf_counter() - start) / scaled.steps)
         if group.leads:
             found = {"seconds": seconds, "matmul_gflops": matmul_gflops()}
             print(json.dumps(found), flush=True)
@@ -517,21 +541,21 @@ def scaling_rows(chosen: Sequence[str], rounds: int) -> list[dict[str, Any]]:
     """A row for each case and layout; the reference is the same on one device."""
     rows = []
     for case in chosen:
-        name, costs, overrides = SCALED[case]
-        config = cli.load_config(name, overrides)
+        config = SCALED[case].load()
         batch = config.train.batch_size
-        gflop = costs.step_gflop(batch, config.objective.num_samples)
-        alone = 0.0
+        gflop = SCALED[case].costs.step_gflop(batch, config.objective.num_samples)
         for layout in LAYOUTS:
+            reference = start_workers(case, Layout(1), rounds)
             found = start_workers(case, layout, rounds)
-            seconds = statistics.median(found["seconds"])
-            alone = alone or seconds  # the first layout is one device
+            alone, seconds = (
+                statistics.median(worker["seconds"]) for worker in (reference, found)
+            )
             rows.append(
                 {
                     "name": f"{case}, batch {batch}, {layout}",
                     "seconds": seconds,
                     "examples_per_second": batch / seconds,
-                    "reference": str(LAYOUTS[0]),
+                    "reference": str(Layout(1)),
                     "reference_seconds": alone,
                     "ratio": alone / seconds,
                     "matmul_gflops": found["matmul_gflops"],

@@ -606,7 +606,8 @@ def test_rows_that_are_not_chosen_are_neither_measured_nor_in_the_way(
     finished, tmp_path, monkeypatch
 ):
     put(finished, tmp_path, tables.TABLE1, tables.TABLE1.named("VHP"))
-    shutil.copytree(finished, tmp_path / "runs" / "pendulum_rows" / "vhp" / "seed_1.bak")
+    row = tmp_path / "runs" / "pendulum_rows" / "vhp"
+    shutil.copytree(finished, row / "seed_1.bak")
     words = "--rows=VHP + GECO", "--budget_minutes=1e-9"
     done = reproduce(tmp_path, "table1", *words)
     assert (done.code, done.err) == (0, "")

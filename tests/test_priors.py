@@ -1,7 +1,7 @@
 """Importance weights for p(z) against closed forms and against quadrature."""
 
-import functools
 import dataclasses
+import functools
 import itertools
 import math
 

@@ -47,7 +47,8 @@ class BetaInfo(NamedTuple):
 
     Attributes:
       violation: float32, C_hat - kappa^2 after the update.
-      log_step: float32, log(beta_t / beta_{t-1}).
+      log_step: float32, log(beta_t / beta_{t-1}); infinite in the first step of a
+        warm-up, which begins at 0.
     """
 
     violation: Scalar

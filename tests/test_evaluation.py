@@ -26,6 +26,7 @@ from tests.linear_gaussian import (
     log_evidence,
     numpy_affine,
 )
+from vhp_jax import evaluation
 from vhp_jax.distributions import DiagonalNormal
 from vhp_jax.evaluation import (
     _weight_sums,
@@ -208,6 +209,36 @@ def test_an_example_that_is_not_finite_is_named(value):
 
 
 # --- Pareto tails --------------------------------------------------------------------
+
+
+def test_an_outlier_beyond_float32_has_no_likelihood_and_harms_no_other():
+    far = X.copy()
+    far[2] = 1e30  # its square is infinite, and so is that of z
+    found, wanted = estimate(x=far), estimate()
+    others = np.arange(len(X)) != 2
+    assert found.log_likelihood[2] == -np.inf
+    assert np.isnan([found.effective_sample_size[2], found.pareto_k[2]]).all()
+    for one, other in zip(found[:3], wanted[:3], strict=True):
+        np.testing.assert_array_equal(one[others], other[others])
+
+
+def test_draws_that_overflow_weigh_nothing(monkeypatch):
+    """The others decide, and S counts them all."""
+    original = evaluation.joint_log_weights
+
+    def every_other(*arguments):
+        log_w = original(*arguments)
+        return jnp.where(jnp.arange(len(log_w))[:, None] % 2 == 0, log_w, jnp.nan)
+
+    log_w = numpy_log_weights(linear_params("hierarchical"), jax.random.key(0), 200)
+    kept = log_w.reshape(-1, 50, len(X))[:, ::2].reshape(-1, len(X))
+    wanted = logsumexp(kept, axis=0) - math.log(200)
+    jax.clear_caches()
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "joint_log_weights", every_other)
+        found = estimate(num_samples=200)
+    jax.clear_caches()
+    np.testing.assert_allclose(found.log_likelihood, wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [0.2, 0.5, 0.9])

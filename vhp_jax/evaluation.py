@@ -527,8 +527,10 @@ class LogLikelihood(NamedTuple):
     """Importance-sampled log p(x) of each example, with its diagnostics.
 
     Attributes:
-      log_likelihood: float64 [N], nats; in expectation a lower bound.
-      effective_sample_size: float64 [N], (sum w)^2 / sum w^2, between 1 and S.
+      log_likelihood: float64 [N], nats; in expectation a lower bound. -inf where no
+        sample's weight can be told from 0 in float32.
+      effective_sample_size: float64 [N], (sum w)^2 / sum w^2, between 1 and S; nan
+        where all weights are 0.
       pareto_k: float64 [N], shape of the tail of the weights (Vehtari et al., 2024);
         above 0.7 the estimate is not to be trusted.
       num_samples: S.
@@ -575,6 +577,8 @@ def _weight_sums(
             lambda sample: jax.vmap(lambda key: jax.random.fold_in(key, sample))(keys)
         )(samples)
         log_w = joint_log_weights(model, params, sample_keys, q_z, pixels)
+        # Draws so far out that float32 overflows, as of outliers, weigh nothing.
+        log_w = jnp.where(jnp.isnan(log_w), -jnp.inf, log_w)
         candidates = jnp.concatenate([sums.largest, log_w.T], axis=1)
         return _WeightSums(
             jnp.logaddexp(sums.log_sum, jax.nn.logsumexp(log_w, axis=0)),
@@ -659,9 +663,11 @@ def log_likelihood(
     log_sum, log_sum_squares, largest = (
         np.concatenate(field) for field in zip(*parts, strict=True)
     )
+    log_size = np.full_like(log_sum, np.nan)
+    np.subtract(2.0 * log_sum, log_sum_squares, log_size, where=np.isfinite(log_sum))
     return LogLikelihood(
         log_sum - math.log(num_samples),
-        np.exp(2.0 * log_sum - log_sum_squares),
+        np.exp(log_size),
         pareto_k(largest),
         num_samples,
     )
@@ -683,7 +689,8 @@ def pareto_k(largest: np.ndarray) -> np.ndarray:
     num_tail = largest.shape[1] - 1
     if num_tail < 5:
         return np.full(len(largest), np.nan)
-    weights = np.exp(largest - largest[:, :1])
+    top = largest[:, :1]
+    weights = np.exp(largest - np.where(np.isfinite(top), top, 0.0))
     excess = (weights[:, :-1] - weights[:, -1:])[:, ::-1]  # ascending, [N, M]
     spread = excess[:, -1] > 0.0
     excess = np.where(spread[:, None], excess, np.linspace(0.1, 1.0, num_tail))

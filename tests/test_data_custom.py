@@ -180,6 +180,16 @@ def test_constant_columns_are_named_and_kept():
     np.testing.assert_array_equal(units.apply(rows)[:, 2], 0.0)
 
 
+@pytest.mark.parametrize("value", [0.1, 36.6, 3e-12, 1e6 + 0.3])
+def test_constant_columns_are_known_among_many_rows(value):
+    """The mean of so many is rounded more than any one of them."""
+    rows = np.random.default_rng(0).normal(size=(20_000, 2))
+    rows[:, 1] = value
+    units = custom.choose_units(rows)
+    assert "1 of 2 columns are constant (1)" in units.reason
+    assert units.scale[1] == 1.0
+
+
 def test_columns_far_from_zero_are_standardised_without_loss():
     rows = np.random.default_rng(0).normal(1e9, 1.0, (500, 2))
     scaled = custom.choose_units(rows).apply(rows)

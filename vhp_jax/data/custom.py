@@ -189,7 +189,9 @@ def choose_units(
     is_float = examples.dtype.kind == "f"
     rounding = float(np.finfo(examples.dtype).eps) if is_float else 0.0
     size = np.abs(mean) + scale
-    constant = scale <= SPREAD * rounding * size
+    # By its ends too: the rounding of a mean grows with the number of examples.
+    lowest, highest = examples.min(axis=0), examples.max(axis=0)
+    constant = (lowest == highest) | (scale <= SPREAD * rounding * size)
     notes = []
     if constant.any():
         found = np.flatnonzero(constant.reshape(-1)).tolist()
@@ -198,7 +200,7 @@ def choose_units(
     if constant.all():
         raise DataError("all columns are constant, wanted some that vary")
     if scaling == "auto":
-        ends = (examples.min(axis=0) == least) & (examples.max(axis=0) == largest)
+        ends = (lowest == least) & (highest == largest)
         scaling = "common" if is_image or ends.mean() > 0.5 else "columns"
     if scaling == "columns":
         scale = np.where(constant, 1.0, scale)

@@ -48,23 +48,32 @@ def shared_model(
     statistics = {
         name: np.asarray(array) for name, array in (dataset.statistics or {}).items()
     }
+    shape = dataset.train.examples.shape[1:]
+    units = None
+    if statistics:
+        units = sharing.Standardisation(
+            *(np.broadcast_to(statistics[name], shape) for name in ("mean", "scale"))
+        )
+    folder = Path(FLAGS.workdir) / "eval"
+    if len(seeds) > 1:
+        folder /= f"seed_{seed}"
     return sharing.SharedModel(
         run.experiment.model,
         jax.tree.map(np.asarray, params),
-        dataset.train.examples.shape[1:],
-        None,
+        shape,
+        units,
         statistics,
         json.loads(config.to_json()),
-        facts | measured(Path(FLAGS.workdir)),
+        facts | measured(folder, restored.step),
     )
 
 
-def measured(workdir: Path) -> dict[str, str]:
-    """What `evaluate` found, by metric."""
+def measured(folder: Path, step: int) -> dict[str, str]:
+    """What `evaluate` found of the parameters of that step, by metric."""
     found = {}
-    for path in sorted((workdir / "eval").glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         read = runs.read_json(path)
-        if isinstance(read.get("value"), float):
+        if isinstance(read.get("value"), float) and read.get("step") == step:
             found[path.stem] = (
                 f"{read['value']:.4g} ({read.get('num_examples')} examples of the "
                 f"{read.get('split')} split)"

@@ -417,3 +417,47 @@ def test_a_run_is_exported_read_and_evaluated(tmp_path):
     code, error, _ = command("sample", f"--workdir={tmp_path / 'saved'}")
     assert code == 1
     assert "VHP.load reads it" in error
+
+
+@pytest.mark.slow
+@pytest.mark.optax
+def test_an_exported_run_takes_rows_in_their_own_units(tmp_path):
+    """And its card has what was measured of these parameters, no others."""
+    from experiments import runs
+    from vhp_jax import VHP
+
+    rows = np.random.default_rng(0).normal(
+        [5.0, -300.0, 0.0], [0.1, 40.0, 1.0], (60, 3)
+    )
+    np.save(tmp_path / "rows.npy", rows)
+    tiny = {
+        "data.path": str(tmp_path / "rows.npy"),
+        "model.hidden": "8",
+        "beta.kappa": "5",
+        "objective.num_samples": "2",
+        "train.num_steps": "2",
+        "train.log_every": "1",
+        "train.batch_size": "8",
+        "train.eval_every": "2",
+        "train.checkpoint_every": "2",
+        "train.snapshot_steps": "2",
+    }
+    run = tmp_path / "run"
+    runs.train(cli.load_config("custom", list(tiny.items())), run)
+    for name, step in (("ols", 1), ("nll", 2)):
+        measured = {"value": 1.5, "step": step, "num_examples": 6, "split": "test"}
+        runs.write_json(run / "eval" / f"{name}.json", measured)
+    words = f"--workdir={run}", f"--output={tmp_path / 'exported'}"
+    code, _, errors = forked.run("experiments.export", *words)
+    assert (code, errors) == (0, "")
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "nll: 1.5 (6 examples of the test split)" in card
+    assert "ols" not in card
+    restored, loaded = runs.restore(run), VHP.load(tmp_path / "exported")
+    statistics = restored.run.experiment.dataset.statistics
+    scaled = ((rows - statistics["mean"]) / statistics["scale"]).astype(np.float32)
+    q_z = restored.run.experiment.model.encode(restored.params, jnp.asarray(scaled))
+    np.testing.assert_allclose(loaded.transform(rows), q_z.mean, rtol=1e-5, atol=1e-6)
+    decoded = loaded.inverse_transform(np.zeros((1, 2), np.float32))
+    assert (np.abs(decoded - rows.mean(axis=0)) < 3.0 * rows.std(axis=0)).all()
+    assert runs.restore(tmp_path / "exported").step == 2

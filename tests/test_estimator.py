@@ -278,6 +278,16 @@ def test_saved_and_loaded_it_gives_the_same_bits(name, request, tmp_path):
     np.testing.assert_array_equal(again.transform(x), model.transform(x))
 
 
+def test_column_names_are_kept(fitted, tmp_path):
+    named = pickle.loads(pickle.dumps(fitted))
+    named.feature_names_in_ = np.array(["a", "b", "c"], dtype=object)
+    named.save(tmp_path / "model")
+    loaded = VHP.load(tmp_path / "model")
+    assert list(loaded.feature_names_in_) == ["a", "b", "c"]
+    fitted.save(tmp_path / "other")
+    assert not hasattr(VHP.load(tmp_path / "other"), "feature_names_in_")
+
+
 # --- What is refused -----------------------------------------------------------------
 
 
@@ -295,6 +305,29 @@ def test_nothing_is_used_before_it_is_fitted(tmp_path):
     ):
         with pytest.raises(NotFittedError):
             use()
+
+
+def test_a_fit_that_fails_leaves_what_was_there(fitted, monkeypatch):
+    model = VHP(**TINY | {"kappa": 1e-9})
+    with pytest.raises(ValueError, match="not reached"):
+        model.fit(ROWS)
+    with pytest.raises(NotFittedError):
+        model.transform(ROWS)
+    model = pickle.loads(pickle.dumps(fitted))
+    before = vars(model).copy()
+    for x in (np.ones((30, 3)), ROWS[:, :2] * 100.0):
+        monkeypatch.setattr(VHP, "_train", lambda *_: 1 / 0)
+        with pytest.raises((ValueError, ZeroDivisionError)):
+            model.fit(x)
+        assert vars(model) == before
+    np.testing.assert_array_equal(model.transform(ROWS), fitted.transform(ROWS))
+
+
+def test_values_that_a_bernoulli_model_cannot_have_are_refused(of_images):
+    for x in (-1.0 * IMAGES, 2.0 * IMAGES):
+        for use in (of_images.transform, of_images.log_likelihood):
+            with pytest.raises(ValueError, match="fitted with values from 0 to 255"):
+                use(x)
 
 
 @pytest.mark.parametrize(

@@ -129,16 +129,27 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Trains on X.
 
         Args:
-          X: examples: rows [N, D], images [N, H, W] or [N, H, W, C], an iterable of
+          X: examples: rows [N, D], images [N, H, W] or [N, H, W, C], a generator of
             batches of either, or the name of a data set of images of
             tensorflow-datasets.
           y: not looked at.
 
         Raises:
           ValueError: parameters or examples that cannot be trained with, a kappa that
-            is not reached, or numbers that did not stay finite.
+            is not reached, or numbers that did not stay finite. The estimator is as
+            it was before, then.
         """
         del y
+        before = dict(self.__dict__)
+        try:
+            self._fit(X)
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+        return self
+
+    def _fit(self, X: Any) -> None:
         self._check_parameters()
         X = self._examples(X, reset=True)
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -156,7 +167,6 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             self.kappa_suggestion_ = found
             self._say(1, f"kappa = {found.kappa:g}: {found.reasoning}")
         self._train(key_train, start, examples)
-        return self
 
     def _check_parameters(self) -> None:
         """Refuses parameters that cannot work."""
@@ -514,6 +524,8 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         estimator.scale_ = np.ones(shape) if units is None else units.scale
         estimator.example_shape_ = shape
         estimator.n_features_in_ = math.prod(shape)
+        if names := shared.config.get("feature_names"):
+            estimator.feature_names_in_ = np.array(names, dtype=object)
         estimator.kappa_ = float(facts.get("kappa") or math.nan)
         estimator.kappa_suggestion_ = None
         estimator.history_ = {}
@@ -529,6 +541,9 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if not isinstance(seed, numbers.Integral | None):
             parameters["random_state"] = None  # a RandomState has no place in JSON
         is_plain = not np.any(self.mean_) and np.all(self.scale_ == 1.0)
+        config: dict[str, Any] = {"estimator": parameters}
+        if hasattr(self, "feature_names_in_"):
+            config["feature_names"] = list(self.feature_names_in_)
         return sharing.SharedModel(
             self.model_,
             self.params_,
@@ -539,7 +554,7 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 np.asarray(self.mean_, np.float64), np.asarray(self.scale_, np.float64)
             ),
             {},
-            {"estimator": parameters},
+            config,
             {
                 "likelihood": self.likelihood_,
                 "kappa": self.kappa_,
@@ -603,7 +618,15 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _scaled(self, X: Any) -> np.ndarray:
         """Examples in the units of the model."""
         array = self._examples(X, reset=False)
-        return custom.Units("", self.mean_, self.scale_, "").apply(array)
+        scaled = custom.Units("", self.mean_, self.scale_, "").apply(array)
+        if self.likelihood_ == "bernoulli" and not (
+            0 <= scaled.min() <= scaled.max() <= 1
+        ):
+            raise ValueError(
+                f"X has values from {array.min():g} to {array.max():g}, but VHP was "
+                f"fitted with values from 0 to {np.max(self.scale_):g}"
+            )
+        return scaled
 
     def _encode(self, examples: np.ndarray) -> evaluation.Encodings:
         parts = [

@@ -136,6 +136,15 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"; there are: {', '.join(known)}"
 
 
+def _value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """What follows --flag= or --flag on a command line; None without."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, separator, value = word.lstrip("-").partition("=")
+        if name == flag and word.startswith("-"):
+            return value if separator else following
+    return None
+
+
 class Command:
     """An absl binary: flags, an optional --config, and a main function.
 
@@ -165,8 +174,7 @@ class Command:
     def _parse_flags(self, argv: list[str]) -> list[str]:
         try:
             if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv):
-                words = dict(word.lstrip("-").partition("=")[::2] for word in argv)
-                print(self._help(words.get("config", "pendulum")))
+                print(self._help(_value_of("config", argv) or "pendulum"))
                 sys.exit(0)
             rest = argv[:1]
             for argument in argv[1:]:

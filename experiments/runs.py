@@ -685,9 +685,12 @@ class _Trainer:
                 progress.update(self.step, lines[0])
                 self._check_constraint(metrics)
                 self._foresee(progress)
-                if self.step in config.snapshot_steps:
+                ends = self.step == config.num_steps
+                if self.step in config.snapshot_steps or (
+                    ends and config.snapshot_steps
+                ):
                     self.snapshot()
-                if self.step % config.eval_every == 0:
+                if ends or self.step % config.eval_every == 0:
                     self.validate(progress)
                 if self.step % config.checkpoint_every == 0:
                     self.save()

@@ -125,6 +125,13 @@ def test_help_explains_every_flag(name):
             assert f"--config.{key}=" in done.out
 
 
+@pytest.mark.parametrize("words", [["--config=cmu_vhp"], ["--config", "cmu_vhp"]])
+def test_help_is_of_the_config_that_is_named(words):
+    done = run_binary("train", "--help", *words)
+    assert (done.code, done.err) == (0, "")
+    assert "--config.data.frame_rate=" in done.out
+
+
 OTHER_USAGE_ERRORS = {
     "evaluate": [
         ([], "--workdir=DIR is missing"),

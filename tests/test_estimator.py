@@ -339,6 +339,7 @@ def test_values_that_a_bernoulli_model_cannot_have_are_refused(of_images):
         ({"kappa": "automatic"}, 'kappa must be positive or "auto"'),
         ({"learning_rate": math.inf}, "learning_rate must be positive, got inf"),
         ({"hidden": ()}, "hidden must be widths >= 1, got ()"),
+        ({"hidden": 16}, "hidden must be widths >= 1, got 16"),
         ({"likelihood": "poisson"}, "likelihood must be one of auto"),
         ({"max_steps": 2**30}, "must stay below 2^31"),
     ],

@@ -357,6 +357,18 @@ def test_every_variant_runs_two_steps(variant, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_end_is_validated_and_drawn_whatever_the_intervals(tmp_path):
+    config = tiny(
+        train__num_steps="3", train__eval_every="2", train__snapshot_steps="2,4"
+    )
+    summary = runs.train(config, tmp_path)
+    validated = [line["step"] for line in lines_of(tmp_path) if "split" in line]
+    assert validated == [2, 3]
+    assert {line["step"] for line in summary["final_metrics"]} == {3}
+    assert list(runs.WorkDir(tmp_path).snapshots()) == [2, 3]
+
+
+@pytest.mark.slow
 def test_members_of_several_seeds_equal_single_runs(tmp_path):
     """To float tolerance: batched products may sum in another order."""
     both = tmp_path / "both"

@@ -292,7 +292,7 @@ def test_a_description_that_is_wrong_is_refused(change, words, export, tmp_path)
 
 def test_a_folder_that_is_no_export_is_refused(tmp_path):
     assert not sharing.is_export(tmp_path)
-    assert "model.json: cannot be read" in message(tmp_path)
+    assert message(tmp_path).startswith(f"{tmp_path / 'model.json'}: cannot be read")
 
 
 # --- Elsewhere -----------------------------------------------------------------------

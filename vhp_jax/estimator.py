@@ -186,7 +186,7 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             is_number = isinstance(value, numbers.Real)
             if not (is_number and 0.0 < float(value) < math.inf):
                 raise ValueError(f"{name} must be positive{words}, got {value!r}")
-        widths = tuple(self.hidden)
+        widths = tuple(self.hidden) if isinstance(self.hidden, Iterable) else ()
         if not widths or any(
             not isinstance(w, numbers.Integral) or w < 1 for w in widths
         ):

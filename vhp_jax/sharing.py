@@ -418,8 +418,9 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    content = _read_bytes(path)
     try:
-        value = json.loads(_read_bytes(path))
+        value = json.loads(content)
     except ValueError as error:
         raise ExportError(f"{path}: damaged, not JSON: {_line(error)}") from None
     if not isinstance(value, dict):

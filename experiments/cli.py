@@ -44,6 +44,10 @@ class InterruptedRunError(BaseException):
         self.signum = signum
 
 
+# What ends a command with one line: bad input, damaged files, numbers not finite.
+FAILURES = (UserError, CheckpointError, ValueError)
+
+
 class StopSignal:
     """Notes Ctrl-C and SIGTERM so that the loop can stop between two chunks."""
 
@@ -213,7 +217,7 @@ class Command:
             sys.exit(128 + stop.signum)
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
-        except (UserError, CheckpointError, ValueError) as error:
+        except FAILURES as error:
             if flags.FLAGS.traceback:
                 traceback.print_exc()
             _fail(error, 1)

@@ -164,13 +164,20 @@ def nll(setting: Setting) -> Result:
     runs.write_npz(setting.folder / "nll.npz", **arrays)
     parts.path.unlink(missing_ok=True)
     values, k = -arrays["log_likelihood"], arrays["pareto_k"]
-    known = k[np.isfinite(k)]
+    lost = ~np.isfinite(values)
+    if lost.any():
+        print(f"nll: {lost.sum()} examples, first {lost.argmax()}, have no likelihood")
+    known = np.where(lost, np.inf, k)
+    known = known[~np.isnan(known)]
     return {
         "value": values.mean(),
-        "stderr": values.std(ddof=1) / math.sqrt(len(values)),
+        "stderr": None if lost.any() else values.std(ddof=1) / math.sqrt(len(values)),
+        "examples_without_likelihood": lost.sum(),
         "num_samples": setting.num_samples,
         "estimator": "one joint (z, zeta) pair per importance weight, nats per example",
-        "mean_effective_sample_size": arrays["effective_sample_size"].mean(),
+        "mean_effective_sample_size": np.where(
+            lost, 0.0, arrays["effective_sample_size"]
+        ).mean(),
         "pareto_k_share_above_0.7": (known > 0.7).mean() if len(known) else None,
         "seconds": earlier,
     }
@@ -296,7 +303,7 @@ def neighbours(setting: Setting) -> Result:
     model, split = setting.run.experiment.model, setting.split
     codes = evaluation.encode_dataset(model, setting.params, split.examples)
     accuracy = evaluation.neighbour_accuracy(codes.mean, split.targets)
-    train = setting.run.experiment.dataset.train
+    train = setting.run.experiment.dataset.measured("train")
     seen = evaluation.encode_dataset(model, setting.params, train.examples)
     by_training = evaluation.neighbour_accuracy(
         codes.mean, split.targets, reference=(seen.mean, train.targets)

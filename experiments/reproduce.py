@@ -84,7 +84,7 @@ def train_rows(
                 else:
                     print(f"--- {title}, seed {seed}")
                     runs.train(row.resolved(seed), path, left)
-            except cli.UserError as error:
+            except cli.FAILURES as error:
                 failures.append(f"{title}, seed {seed}: {error}")
                 print(failures[-1], flush=True)
     return failures
@@ -139,6 +139,9 @@ def measured(
                 deadline=deadline,
             ),
         )
+    for metric, result in results.items():
+        if result["value"] is None or not math.isfinite(result["value"]):
+            raise cli.UserError(f"{metric} is not finite, see {path / 'eval'}")
     return results
 
 
@@ -169,7 +172,7 @@ def row_record(
     for number in numbers:
         try:
             results.append(measured(table, row, number, deadline))
-        except (metrics.OutOfTimeError, cli.UserError) as error:
+        except (metrics.OutOfTimeError, *cli.FAILURES) as error:
             print(f"{row.name}, {row.dataset}, seed {number}: left out, {error}")
             break
     numbers = numbers[: len(results)]
@@ -250,13 +253,18 @@ def write_table(
     """results/TARGET.json and results/TARGET.md, ours beside the paper's.
 
     Only the chosen rows are measured; the others stand with what is measured already.
+    A row without a number keeps the one that the file has.
     """
-    table = TABLES[target]
-    rows = [
-        row_record(table, row, deadline if row in chosen else None)
-        for row in table.rows
-    ]
-    runs.write_json(output / f"{target}.json", {"target": target, "rows": rows})
+    table, path = TABLES[target], output / f"{target}.json"
+    kept = runs.read_json(path)["rows"] if path.exists() else []
+    known = {(record["name"], record["dataset"]): record for record in kept}
+    rows = []
+    for row in table.rows:
+        record = row_record(table, row, deadline if row in chosen else None)
+        if record["mean"] is None:
+            record = known.get((row.name, row.dataset), record)
+        rows.append(record)
+    runs.write_json(path, {"target": target, "rows": rows})
     text = markdown(table, rows)
     documents.write_table(output / f"{target}.md", text)
     print(text)
@@ -569,7 +577,7 @@ def main() -> None:
     elif not failures:
         drawn = target.draw()
         figures.save_all(drawn, output / "figures")
-        # A figure wants no likelihoods: it records those that are there.
+        # Likelihoods are not measured for a figure, but recorded if they are there.
         records = [row_record(table, row, -math.inf, seeds) for row in rows]
         record = {"target": FLAGS.target, "figures": sorted(drawn), "rows": records}
         runs.write_json(output / f"{FLAGS.target}.json", record)

@@ -515,7 +515,8 @@ def train(
 
     Raises:
       UserError: the directory, the config or the numbers do not allow it.
-      InterruptedRunError: a signal came; the state is in a checkpoint.
+      InterruptedRunError: a signal came; the state is in a checkpoint. One that comes
+        while the data are made or the last figures are drawn ends the run at once.
     """
     start = time.monotonic()
     with WorkDir(workdir) as directory:
@@ -547,9 +548,9 @@ def follow(config: ConfigDict, group: Group) -> None:
       UserError: process 0 ended with an error.
       InterruptedRunError: it was stopped by a signal; it has written a checkpoint.
     """
+    mesh = make_mesh(config)
+    run = Run(config)
     with cli.StopSignal() as stop:
-        mesh = make_mesh(config)
-        run = Run(config)
         group.tell(**fingerprint(run))
         state: TrainState | None = None
         for order in group.orders(stop):

@@ -517,7 +517,9 @@ def test_images_are_made_once_and_read_from_then_on(makers, tmp_path, capsys):
     assert [number for number, _ in made()] == [0, 2, 4, 6, 8]
     place = cache.folder(recipe(), tmp_path / "c")
     assert place.parent == tmp_path / "c"
-    lines = capsys.readouterr().err.splitlines()
+    told = capsys.readouterr()
+    lines = told.err.splitlines()
+    assert told.out == ""
     assert lines[0] == f"toy: 0 of 18 images are in {place}; the others are made now"
     assert lines[-1].startswith("toy: 18 of 18 images, ")
     assert lines[-1].endswith(" a second, 0.0 minutes left")

@@ -22,6 +22,8 @@ from absl import flags
 
 import experiments
 from experiments import cli, figures, metrics, runs, tables
+from vhp_jax.checkpoints import CheckpointError
+from vhp_jax.data import DataError
 
 pytestmark = pytest.mark.optax
 
@@ -591,13 +593,14 @@ def test_table1_reports_what_is_complete(finished, tmp_path, monkeypatch):
     assert cells[-2:] == ["4", "0.054"]
 
 
-def test_a_row_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [cli.UserError, DataError, CheckpointError])
+def test_a_row_that_fails_does_not_stop_the_others(kind, tmp_path, monkeypatch):
     tried = []
 
     def train(config, path, minutes):
         tried.append(Path(path).parent.name)
         if len(tried) == 1:
-            raise cli.UserError("kappa^2 = 1e-09 not reached")
+            raise kind("kappa^2 = 1e-09 not reached")
 
     monkeypatch.setattr(runs, "train", train)
     done = reproduce(tmp_path, "table1", "--num_seeds=1")
@@ -621,9 +624,15 @@ def test_rows_that_are_not_chosen_are_neither_measured_nor_in_the_way(
     row = tmp_path / "runs" / "pendulum_rows" / "vhp"
     shutil.copytree(finished, row / "seed_1.bak")
     words = "--rows=VHP + GECO", "--budget_minutes=1e-9"
+    published = {"name": "VHP", "dataset": "pendulum", "mean": 0.25, "seeds": [0.25]}
+    published |= {"stderr": None, "final_rate": 6.0, "final_beta": 1.0, "steps": [9]}
+    rows = [published | {"paper": 0.49}]
+    runs.write_json(tmp_path / "results" / "table1.json", {"rows": rows})
     done = reproduce(tmp_path, "table1", *words)
     assert (done.code, done.err) == (0, "")
     assert "VHP, pendulum, seed 1: left out, " in done.out  # of another config
+    rows = read(tmp_path / "results" / "table1.json")["rows"]
+    assert [row["mean"] for row in rows if row["mean"] is not None] == [0.25]
     monkeypatch.setattr(runs, "check_config", lambda *_: None)
     monkeypatch.setattr(runs, "restore", lambda _: pytest.fail("the run was read"))
     done = reproduce(tmp_path, "table1", *words)

@@ -532,6 +532,21 @@ def interrupted(setting, monkeypatch, after: int) -> None:
 
 
 @pytest.mark.slow
+def test_examples_without_a_likelihood_are_counted_and_said(setting, capsys):
+    examples = setting.split.examples.copy()
+    examples[4] = -3e38  # no image: a float32 overflows on the way
+    setting = setting._replace(split=setting.split._replace(examples=examples))
+    result = metrics.measure("nll", setting)
+    assert "nll: 1 examples, first 4, have no likelihood" in capsys.readouterr().out
+    assert (result["value"], result["stderr"]) == (np.inf, None)
+    assert result["examples_without_likelihood"] == 1
+    assert np.isfinite(result["mean_effective_sample_size"])
+    assert result["pareto_k_share_above_0.7"] > 0.0
+    written = json.loads((setting.folder / "nll.json").read_text())
+    assert written["value"] is None
+
+
+@pytest.mark.slow
 def test_a_killed_likelihood_goes_on_to_the_same_numbers(
     setting, tmp_path, monkeypatch
 ):

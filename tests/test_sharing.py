@@ -107,12 +107,16 @@ EXAMPLE_SHAPES = {"pendulum": (16, 16), "cmu_mocap": (50,), "custom": (7,)}
 EXAMPLE_SHAPES |= dict.fromkeys(("faces", "chairs", "chairs_synthetic"), (64, 64, 1))
 
 
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("name", cli.config_names())
-def test_every_config_makes_a_model_that_can_be_exported(name):
+def test_every_config_makes_a_model_that_can_be_exported(name, scaled):
     config = cli.load_config(name)
     shape = EXAMPLE_SHAPES.get(config.data.name, (28, 28, 1))
     split = Split(np.zeros((2, *shape), np.float32), np.zeros(2, np.int64))
     dataset = Dataset(config.data.name, "none", "made", split, split, split)
+    if scaled:
+        statistics = {"mean": np.zeros(shape), "scale": np.ones(shape)}
+        dataset = dataset._replace(statistics=statistics)
     model = build.build_model(config.model, dataset)
     assert sharing.rebuild(json.loads(json.dumps(sharing.describe(model)))) == model
 

@@ -619,8 +619,10 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Examples in the units of the model."""
         array = self._examples(X, reset=False)
         scaled = custom.Units("", self.mean_, self.scale_, "").apply(array)
+        # Whole numbers may be larger in other examples than in those of the fit.
+        largest = 1.0 if np.max(self.scale_) in (1.0, 255.0) else np.inf
         if self.likelihood_ == "bernoulli" and not (
-            0 <= scaled.min() <= scaled.max() <= 1
+            0.0 <= scaled.min() <= scaled.max() <= largest
         ):
             raise ValueError(
                 f"X has values from {array.min():g} to {array.max():g}, but VHP was "

@@ -569,6 +569,8 @@ def _weight_sums(
     kept = tail_size(num_samples) + 1  # the one below the tail is the cut-off
     pixels = x.reshape(batch, -1)
     q_z = model.encode(params, x)  # once for all samples
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
+    sound = jnp.stack(finite).all()  # else nan stays, which is a fault to be seen
 
     def absorb(sums: _WeightSums, samples: Int[Array, "S"]) -> _WeightSums:
         # A key for each pair (example, sample): the draws do not depend on how
@@ -578,7 +580,7 @@ def _weight_sums(
         )(samples)
         log_w = joint_log_weights(model, params, sample_keys, q_z, pixels)
         # Draws so far out that float32 overflows, as of outliers, weigh nothing.
-        log_w = jnp.where(jnp.isnan(log_w), -jnp.inf, log_w)
+        log_w = jnp.where(jnp.isnan(log_w) & sound, -jnp.inf, log_w)
         candidates = jnp.concatenate([sums.largest, log_w.T], axis=1)
         return _WeightSums(
             jnp.logaddexp(sums.log_sum, jax.nn.logsumexp(log_w, axis=0)),

@@ -356,6 +356,18 @@ def test_the_functions_run_without_this_package_and_flax(tmp_path):
                 )
 
 
+TWO_STEPS = {
+    "model.hidden": "8",
+    "objective.num_samples": "2",
+    "train.num_steps": "2",
+    "train.log_every": "1",
+    "train.batch_size": "8",
+    "train.eval_every": "2",
+    "train.checkpoint_every": "2",
+    "train.snapshot_steps": "2",
+}
+
+
 # --- Runs ----------------------------------------------------------------------------
 
 
@@ -365,19 +377,11 @@ def test_a_run_is_exported_read_and_evaluated(tmp_path):
     from experiments import cli, runs
     from vhp_jax import VHP
 
-    tiny = {
+    tiny = TWO_STEPS | {
         "data.num_train": "32",
         "data.num_validation": "16",
         "data.num_test": "16",
-        "model.hidden": "8",
         "beta.kappa": "0.5",
-        "objective.num_samples": "2",
-        "train.num_steps": "2",
-        "train.log_every": "1",
-        "train.batch_size": "8",
-        "train.eval_every": "2",
-        "train.checkpoint_every": "2",
-        "train.snapshot_steps": "2",
     }
     config = cli.load_config("pendulum", list(tiny.items()))
     runs.train(config, tmp_path / "run")
@@ -434,17 +438,9 @@ def test_an_exported_run_takes_rows_in_their_own_units(tmp_path):
         [5.0, -300.0, 0.0], [0.1, 40.0, 1.0], (60, 3)
     )
     np.save(tmp_path / "rows.npy", rows)
-    tiny = {
+    tiny = TWO_STEPS | {
         "data.path": str(tmp_path / "rows.npy"),
-        "model.hidden": "8",
         "beta.kappa": "5",
-        "objective.num_samples": "2",
-        "train.num_steps": "2",
-        "train.log_every": "1",
-        "train.batch_size": "8",
-        "train.eval_every": "2",
-        "train.checkpoint_every": "2",
-        "train.snapshot_steps": "2",
     }
     run = tmp_path / "run"
     runs.train(cli.load_config("custom", list(tiny.items())), run)

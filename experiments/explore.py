@@ -59,7 +59,7 @@ def decoded_grid(
     Returns:
       [G, G, ...], the first axis for the first dimension.
     """
-    dataset, model = run.experiment.dataset, run.experiment.model
+    model, view = run.experiment.model, views.view(run.experiment.dataset)
     size = ticks.shape[1]
     points = np.tile(centre, (size, size, 1))
     points[..., axes[0]] = ticks[0][:, None]
@@ -69,7 +69,7 @@ def decoded_grid(
         decode = jax.jit(lambda z: model.reconstruct(params, z))
         for row in points:  # [G, D]
             flat = np.asarray(decode(jnp.asarray(row, jnp.float32)))
-            rows.append(views.view(dataset).frames(flat))
+            rows.append(view.frames(flat))
     return np.stack(rows)
 
 

@@ -28,14 +28,27 @@ class View(Protocol):
 
 
 class Images:
-    """Grey images, [N, H, W]."""
+    """Images in [0, 1], [N, H, W] grey or [N, H, W, 3] in colour.
 
-    def __init__(self, height: int, width: int):
-        self._size = height, width
+    Args:
+      shape: of an example.
+      gain: of the affine map from the model's values to [0, 1].
+      offset: of it; both scalars or of the shape of an example.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        gain: np.ndarray | float = 1.0,
+        offset: np.ndarray | float = 0.0,
+    ):
+        self._shape, self._gain, self._offset = shape, gain, offset
 
     def frames(self, flat: np.ndarray) -> np.ndarray:
-        """Drops an axis of one channel."""
-        return np.asarray(flat).reshape(-1, *self._size)
+        """Channels that are not red, green and blue as their mean."""
+        values = np.asarray(flat).reshape(-1, *self._shape)
+        values = values * self._gain + self._offset
+        return values if values.shape[3:] in ((), (3,)) else values.mean(axis=3)
 
     def grid(
         self, frames: np.ndarray, title: str = "", columns: int | None = None
@@ -51,30 +64,13 @@ class Images:
         return plotting.plot_strips(clipped, jumps)
 
 
-class Colours(Images):
-    """Colour images, [N, H, W, C] drawn by their brightness, [N, H, W]."""
-
-    def __init__(self, height: int, width: int, channels: int):
-        super().__init__(height, width)
-        self._channels = channels
-
-    def frames(self, flat: np.ndarray) -> np.ndarray:
-        """Mean of the channels."""
-        pixels = np.asarray(flat).reshape(-1, self._channels)
-        return super().frames(pixels.mean(axis=1))
-
-
 class Rows(Images):
-    """Rows of standardised numbers as bar codes, 3 deviations below 0 to 3 above."""
-
-    def __init__(self, width: int):
-        super().__init__(max(1, width // 4), width)
+    """Rows of numbers as bar codes a quarter as high as wide."""
 
     def frames(self, flat: np.ndarray) -> np.ndarray:
-        """Each row as high as a quarter of its width."""
-        height, width = self._size
-        rows = np.asarray(flat).reshape(-1, 1, width) / 6.0 + 0.5
-        return np.repeat(rows, height, axis=1)
+        """Each row as often as the bar code is high."""
+        rows = super().frames(flat)[:, None]
+        return np.repeat(rows, max(1, rows.shape[2] // 4), axis=1)
 
 
 class Bodies:
@@ -105,10 +101,13 @@ def view(dataset: Dataset) -> View:
     """The view that fits a data set."""
     if dataset.motion is not None:
         return Bodies(dataset.motion)
-    shape = dataset.train.examples.shape[1:]
-    if len(shape) == 1:
-        return Rows(*shape)
-    height, width, *channels = shape
-    if channels and channels[0] > 1:
-        return Colours(height, width, channels[0])
-    return Images(height, width)
+    examples, statistics = dataset.train.examples, dataset.statistics
+    shape = examples.shape[1:]
+    if len(shape) == 1:  # if standardised, 3 deviations below 0 to 3 above
+        return Rows(shape) if statistics is None else Rows(shape, 1.0 / 6.0, 0.5)
+    if statistics is None:
+        return Images(shape)
+    mean, scale = (np.float32(statistics[name]) for name in ("mean", "scale"))
+    own = examples * scale + mean
+    low, width = own.min(), np.ptp(own)
+    return Images(shape, scale / width, (mean - low) / width)

@@ -409,6 +409,35 @@ def test_the_config_trains_on_rows_and_images(kind, rows, tmp_path):
     figures.Interpolation(run, restored.first(), pairs, seed=0)
 
 
+def test_examples_are_drawn_in_their_own_units(tmp_path):
+    from experiments import views
+
+    generator = np.random.default_rng(0)
+    colours = generator.uniform(-1.0, 3.0, (40, 4, 6, 3))
+    kinds = {
+        "colour": colours,
+        "grey": colours[..., :1],
+        "two": colours[..., :2],
+        "bits": (generator.random((40, 8)) < 0.5).astype(np.uint8),
+        "rows": 7.0 + 2.0 * generator.standard_normal((40, 8)),
+    }
+    for name, examples in kinds.items():
+        np.save(tmp_path / f"{name}.npy", examples)
+        dataset = custom.load(str(tmp_path / f"{name}.npy"))
+        view, train = views.view(dataset), dataset.train.examples
+        frames = view.frames(train.reshape(len(train), -1))
+        if name in ("bits", "rows"):
+            assert frames.shape == (len(train), 2, 8)
+            wanted = train if name == "bits" else 0.5 + train / 6.0
+            np.testing.assert_allclose(frames[:, 1], wanted, atol=1e-6)
+            continue
+        # Of all training images the darkest pixel is black, the brightest white.
+        own = train * dataset.statistics["scale"] + dataset.statistics["mean"]
+        own = (own - own.min()) / np.ptp(own)
+        wanted = own if name == "colour" else own.mean(axis=3)
+        np.testing.assert_allclose(frames, wanted, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_falling_widths_start_at_the_mean(rows, tmp_path):
     """They cannot hold a principal start."""

@@ -714,5 +714,12 @@ def test_path_quality_sees_uneven_steps_and_blur():
     np.testing.assert_allclose(path_quality(slope).sharpness, math.sqrt(2.0))
     sharp = path_quality(np.broadcast_to(edge, (1, 2, 8, 8))).sharpness
     np.testing.assert_allclose(sharp, 1.0 / 7.0)
-    with pytest.raises(ValueError, match=r"\[P, L >= 2, H, W\], got \(1, 8, 8\)"):
+    # Equal channels measure what one does.
+    coloured = np.repeat(np.stack([even, jump])[..., None], 3, axis=4)
+    for one, three in zip(quality, path_quality(coloured), strict=True):
+        np.testing.assert_allclose(three, one, rtol=1e-12, atol=1e-12)
+    tilted = np.repeat(slope[..., None], 3, axis=4)
+    np.testing.assert_allclose(path_quality(tilted).sharpness, math.sqrt(2.0))
+    wanted = r"\[P, L >= 2, H, W, ...\], got \(1, 8, 8\)"
+    with pytest.raises(ValueError, match=wanted):
         path_quality(edge[None])

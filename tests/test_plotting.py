@@ -469,6 +469,18 @@ def test_image_grid_is_near_square_and_row_by_row(num, rows, columns):
         plotting.plot_image_grid(images[:0])
 
 
+def test_images_keep_their_colours():
+    red = np.zeros((5, 4, 6, 3))
+    red[..., 0] = np.arange(1, 6)[:, None, None] / 5
+    tiles = plotting.plot_image_grid(red).axes[0].images[0].get_array()
+    assert tiles.shape == (9, 20, 3)
+    np.testing.assert_array_equal(tiles[5:9, 7:13], red[4])
+    axes = plotting.plot_strips({"a": red, "b": red[..., 0]}, {}).axes
+    np.testing.assert_array_equal(axes[0].images[2].get_array(), red[2])
+    with pytest.raises(ValueError, match=r"\(5, 4, 6, 2\); wanted \[N, H, W\] or"):
+        plotting.plot_image_grid(red[..., :2])
+
+
 def test_validation_is_drawn_over_training_and_within_the_axes():
     step = np.arange(1.0, 101.0)
     metrics = {"step": step, "rate": np.full(100, 30.0), "beta": np.ones(100)}

@@ -504,19 +504,20 @@ def path_quality(frames: np.ndarray) -> PathQuality:
     """Measures decoded paths: Figs. 9, 10, 22 and 23 in numbers.
 
     Args:
-      frames: [P, L, H, W] in path order, L >= 2.
+      frames: [P, L, H, W] or [P, L, H, W, C] in path order, L >= 2.
 
     Raises:
       ValueError: another number of axes or fewer than 2 frames.
     """
     frames = np.asarray(frames, np.float64)
-    if frames.ndim != 4 or frames.shape[1] < 2:
-        raise ValueError(f"frames must be [P, L >= 2, H, W], got {frames.shape}")
-    steps = np.sqrt(np.square(np.diff(frames, axis=1)).mean(axis=(2, 3)))  # [P, L - 1]
+    if frames.ndim not in (4, 5) or frames.shape[1] < 2:
+        raise ValueError(f"frames must be [P, L >= 2, H, W, ...], got {frames.shape}")
+    pixels = tuple(range(2, frames.ndim))
+    steps = np.sqrt(np.square(np.diff(frames, axis=1)).mean(axis=pixels))  # [P, L - 1]
     down, right = (np.diff(frames, axis=axis) for axis in (2, 3))
-    gradient = np.hypot(down[..., :-1], right[:, :, :-1])
+    gradient = np.hypot(down[:, :, :, :-1], right[:, :, :-1])
     return PathQuality(
-        steps.mean(axis=1), steps.max(axis=1), gradient.mean(axis=(1, 2, 3))
+        steps.mean(axis=1), steps.max(axis=1), gradient.mean(axis=(1, *pixels))
     )
 
 

@@ -418,8 +418,8 @@ def plot_strips(
     """Draws decoded interpolations, discontinuities boxed in blue (Figs. 4, 7, 19).
 
     Args:
-      strips: for each method (a row each) its images in path order, [L, H, W] in
-        [0, 1].
+      strips: for each method (a row each) its images in path order, in [0, 1]:
+        [L, H, W] grey or [L, H, W, 3] red, green and blue.
       jumps: for each method bool [L - 1], True where frame l + 1 is a jump away
         from frame l; a method left out has none.
       max_frames: a longer path is thinned out evenly to that many, yet both sides
@@ -434,14 +434,14 @@ def plot_strips(
       ValueError: no strips, arrays of the wrong shape, or jumps of an unknown
         method.
     """
-    images = {name: _array(name, frames, 3) for name, frames in strips.items()}
+    images = {name: _images(name, frames) for name, frames in strips.items()}
 
     def draw(ax: Axes, image: _Floats, left: float) -> None:
-        height, width = image.shape
+        height, width = image.shape[:2]
         extent = (left, left + width, height, 0)
         ax.imshow(image, cmap="gray", vmin=0.0, vmax=1.0, extent=extent)
 
-    shapes = [frames.shape[1:] for frames in images.values()]
+    shapes = [frames.shape[1:3] for frames in images.values()]
     height, width = np.max(shapes, axis=0) if shapes else (1, 1)
     return _draw_strips(images, jumps, max_frames, (width, height), draw)
 
@@ -717,7 +717,7 @@ def plot_image_grid(
     """Draws images in a grid, row by row.
 
     Args:
-      images: [N, H, W] in [0, 1].
+      images: in [0, 1], [N, H, W] grey or [N, H, W, 3] red, green and blue.
       title: of the whole figure.
       columns: images in a row; as many as rows where not given.
 
@@ -725,22 +725,22 @@ def plot_image_grid(
       The figure; its single image has the tiles, a white line between them.
 
     Raises:
-      ValueError: no images or not [N, H, W].
+      ValueError: no images or of another shape.
     """
-    images = _array("images", images, 3)
+    images = _images("images", images)
     _want_some("images", images)
-    num, height, width = images.shape
+    num, height, width, *channels = images.shape
     columns = columns or int(np.ceil(np.sqrt(num)))
     rows = -(-num // columns)
     gap = max(1, width // 16)
-    tiles = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap))
+    size = rows * (height + gap) - gap, columns * (width + gap) - gap
+    tiles = np.ones((*size, *channels))
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         top, left = row * (height + gap), column * (width + gap)
         tiles[top : top + height, left : left + width] = image
-    size = 5.0
     figure = Figure(
-        figsize=(size, size * tiles.shape[0] / tiles.shape[1] + 0.3 * bool(title)),
+        figsize=(5.0, 5.0 * size[0] / size[1] + 0.3 * bool(title)),
         layout="constrained",
     )
     ax = figure.add_subplot()
@@ -1273,6 +1273,15 @@ def _array(name: str, values: ArrayLike, ndim: int) -> _Floats:
     array = np.asarray(values, np.float64)
     if array.ndim != ndim:
         raise ValueError(f"{name} has shape {array.shape}; wanted {ndim} dimensions")
+    return array
+
+
+def _images(name: str, values: ArrayLike) -> _Floats:
+    array = np.asarray(values, np.float64)
+    if array.ndim != 3 and (array.ndim != 4 or array.shape[3] != 3):
+        raise ValueError(
+            f"{name} has shape {array.shape}; wanted [N, H, W] or [N, H, W, 3]"
+        )
     return array
 
 

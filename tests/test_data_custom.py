@@ -268,6 +268,7 @@ FILES = {
     "cut.npz": (lambda p: p.write_bytes(b"PK\x03\x04abc"), ("damaged",)),
     "words.csv": (lambda p: p.write_text("a,b\n1,2\n3,x\n"), ("'x'", "row 1")),
     "ragged.csv": (lambda p: p.write_text("1,2\n3,4,5\n"), ("from 2 to 3", "row")),
+    "index.csv": (lambda p: p.write_text(",a\n0,1\n1,2\n"), ("no name", "index")),
     "holes.csv": (lambda p: p.write_text("1,2\n3,\n"), ("''", "column 2")),
     "empty.csv": (lambda p: p.write_text(""), ("empty",)),
     "bytes.csv": (lambda p: p.write_bytes(b"\xff\xfe\x00"), ("not a text file",)),
@@ -407,6 +408,19 @@ def test_the_config_trains_on_rows_and_images(kind, rows, tmp_path):
     assert (tmp_path / "run" / "figures" / "samples.png").exists()
     pairs = [(0, 1)] if kind == "labels" else figures.default_pairs(run)
     figures.Interpolation(run, restored.first(), pairs, seed=0)
+
+
+@pytest.mark.parametrize("header", ["", "a,b\n", "0,1\n", '"0","1"\n'])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_header_is_no_example(header, quote, tmp_path):
+    path = tmp_path / "rows.csv"
+    values = np.random.default_rng(0).normal(size=(20, 2)).round(3)
+    lines = [f"{quote}{a}{quote},{quote}{b}{quote}\n" for a, b in values]
+    path.write_text(header + "".join(lines))
+    dataset = custom.load(str(path), scaling="none")
+    parts = (dataset.train, dataset.validation, dataset.test)
+    seen = np.concatenate([part.examples for part in parts])
+    np.testing.assert_array_equal(np.sort(seen, 0), np.sort(values, 0).astype("f"))
 
 
 def test_examples_are_drawn_in_their_own_units(tmp_path):

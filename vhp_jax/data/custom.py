@@ -387,12 +387,22 @@ def _read_csv(path: Path) -> np.ndarray:
         raise DataError(f"{path}: not a text file: {error}") from None
     if not first:
         raise DataError(f"{path}: empty, wanted lines of numbers")
-    header = not all(_is_number(word) for word in first)
+    names = [word.strip() for word in first]
+    if len(names) > 1 and not names[0] and all(names[1:]):
+        raise DataError(
+            f"{path}: the first column has no name, as an index of rows has none; "
+            "wanted a table without it, or a name"
+        )
+    # 0, 1, 2, ... are what pandas calls columns without names.
+    is_counted = len(names) > 1 and names == [str(i) for i in range(len(names))]
+    header = is_counted or not all(_is_number(name) for name in names)
     try:
         # Opened here: where np.loadtxt fails it does not close what it has opened.
         with path.open(encoding="utf-8-sig") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a file with a header and no more
-            return np.loadtxt(file, delimiter=",", skiprows=int(header), ndmin=2)
+            return np.loadtxt(
+                file, delimiter=",", skiprows=int(header), ndmin=2, quotechar='"'
+            )
     except ValueError as error:
         text = str(error).split("; use `usecols`")[0]
         start = "rows counted from 0 below the header" if header else "rows from 0"

@@ -30,13 +30,14 @@ from experiments import build, cli, tracking
 from experiments.processes import ALONE, Group
 from vhp_jax import devices, evaluation, kappa, sharing, training
 from vhp_jax.checkpoints import Checkpointer, CheckpointError
-from vhp_jax.data import cache
+from vhp_jax.data import Dataset, cache
 from vhp_jax.training import StepMetrics, TrainState
 from vhp_jax.types import Params, PyTree
 
 BEST = "best"  # beside checkpoints/: the parameters of the best validation
 LINE_SECONDS = 5.0  # plain progress lines are at least this far apart
 PHASES = {True: "initial", False: "main"}
+DATA = "data.json"  # digest of the user's own examples
 LAYOUT = ("mesh",)  # config keys that may change while a run goes on
 # Values of keys that older directories lack, computed from the section that holds the
 # key: what runs did then. None where the section has no use for the key.
@@ -401,6 +402,7 @@ def restore(workdir: str | os.PathLike[str]) -> Restored:
     if newest is None:
         raise cli.UserError(f"{path} holds no checkpoint yet")
     step, state = newest
+    check_digest(path, run.experiment.dataset)
     check_statistics(path, run, state)
     return Restored(run, state, *evaluated(path, run.config, step, state))
 
@@ -467,6 +469,16 @@ def evaluated(
     return state.eval_params, step
 
 
+def check_digest(path: Path, dataset: Dataset) -> None:
+    """Refuses a work directory whose run was begun with other examples than these."""
+    kept = path / DATA
+    if kept.exists() and read_json(kept).get("sha256") != dataset.digest:
+        raise cli.UserError(
+            f"{path} holds a run on other examples than {dataset.source.split(';')[0]};"
+            " wanted the same files, or another --workdir"
+        )
+
+
 def check_statistics(path: Path, run: Run, state: TrainState) -> None:
     """Refuses a checkpoint whose data were standardised otherwise than these."""
     if state.statistics is None:
@@ -524,6 +536,9 @@ def train(
         run = Run(config)  # may render images for minutes; a signal ends that at once
         directory.claim(config)
         dataset = run.experiment.dataset
+        check_digest(directory.path, dataset)
+        if dataset.digest:
+            write_json(directory.path / DATA, {"sha256": dataset.digest})
         print(banner(f"{dataset.name} ({dataset.source})", directory.path), flush=True)
         done = directory.path / "summary.json"
         if done.exists() and (summary := read_json(done)).get("completed"):

@@ -10,7 +10,8 @@ part where each is started by Slurm, Open MPI or Kubernetes or on a TPU slice wi
 docs/devices.md.
 
 Writes config.json, metrics.jsonl, checkpoints/, snapshots/, figures/ and, last of all,
-summary.json into the work directory.
+summary.json into the work directory; of examples of one's own a digest too, data.json,
+so that no other files are taken for them later.
 """
 
 import math

@@ -385,7 +385,7 @@ def config_of(path, **more):
 @pytest.mark.optax
 @pytest.mark.parametrize("kind", ["rows", "grey", "colour", "labels"])
 def test_the_config_trains_on_rows_and_images(kind, rows, tmp_path):
-    from experiments import figures, runs
+    from experiments import cli, figures, runs
     from vhp_jax import networks
 
     more = {}
@@ -408,6 +408,18 @@ def test_the_config_trains_on_rows_and_images(kind, rows, tmp_path):
     assert (tmp_path / "run" / "figures" / "samples.png").exists()
     pairs = [(0, 1)] if kind == "labels" else figures.default_pairs(run)
     figures.Interpolation(run, restored.first(), pairs, seed=0)
+    # One more example splits them otherwise: test examples would be trained on.
+    if kind == "rows":
+        np.save(path, np.concatenate([rows, rows[:1]]))
+    else:
+        write_images(path / ("b" if kind == "labels" else "."), [(4, 5)] * 21, mode)
+    for again in (
+        lambda: runs.restore(tmp_path / "run"),
+        lambda: runs.train(config, tmp_path / "run"),
+    ):
+        with pytest.raises(cli.UserError) as error:
+            again()
+        one_line(error, "other examples than", str(path), "same files")
 
 
 @pytest.mark.parametrize("header", ["", "a,b\n", "0,1\n", '"0","1"\n'])

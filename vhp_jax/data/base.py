@@ -59,6 +59,8 @@ class Dataset(NamedTuple):
       statistics: by name, what the examples were standardised with, of the training
         split alone; None where they are as the files have them. Kept in checkpoints.
       motion: how to draw examples that are frames of a motion; None for images.
+      digest: SHA-256 of all examples as the files have them, where the files are the
+        user's own; None where they are known by their checksums or made here.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Dataset(NamedTuple):
     label_names: tuple[str, ...] = ()
     statistics: Mapping[str, np.ndarray] | None = None
     motion: Motion | None = None
+    digest: str | None = None
 
     def measured(self, name: str) -> Split:
         """A split as it is measured: images, also where it holds Bernoulli means.

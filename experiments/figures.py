@@ -132,12 +132,20 @@ def quarter_circle(
     return split.targets[first], np.arcsin(sine[first]), regression
 
 
-def sample_figure(run: runs.Run, params: Params, num_samples: int, seed: int) -> Figure:
-    """Ancestral samples: z ~ p(z), then E[x|z]."""
-    model, view = run.experiment.model, views.view(run.experiment.dataset)
+def ancestral_samples(
+    run: runs.Run, params: Params, num_samples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """z ~ p(z), float32 [N, D], and E[x|z], float32 [N, X], as the model sees them."""
+    model = run.experiment.model
     with jax.default_matmul_precision("highest"):
         z = model.prior.sample(params, jax.random.key(seed), num_samples)
-        examples = np.asarray(model.reconstruct(params, z))
+        return np.asarray(z), np.asarray(model.reconstruct(params, z))
+
+
+def sample_figure(run: runs.Run, params: Params, num_samples: int, seed: int) -> Figure:
+    """Ancestral samples, drawn."""
+    view = views.view(run.experiment.dataset)
+    _, examples = ancestral_samples(run, params, num_samples, seed)
     return view.grid(view.frames(examples))
 
 

@@ -1,13 +1,17 @@
 """Draws ancestral samples from the prior of a trained model: images or stick figures.
 
-python -m experiments.sample --workdir=runs/pendulum --num_samples=64
+    python -m experiments.sample --workdir=runs/pendulum --num_samples=64
+
+Writes the picture, WORKDIR/figures/samples.png, and the numbers, WORKDIR/samples.npz: z
+[N, latent_dim] from the prior, and x [N, ...], the decoder's mean there in the units of
+the data.
 """
 
 from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, figures, runs
+from experiments import cli, figures, runs, views
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Directory of a run.")
@@ -20,10 +24,16 @@ def main() -> None:
     if FLAGS.num_samples < 1:
         raise cli.UsageError(f"--num_samples must be >= 1, got {FLAGS.num_samples}")
     restored = runs.opened(FLAGS.workdir)
-    drawn = figures.sample_figure(
+    workdir, dataset = Path(FLAGS.workdir), restored.run.experiment.dataset
+    z, examples = figures.ancestral_samples(
         restored.run, restored.first(), FLAGS.num_samples, FLAGS.seed
     )
-    figures.save_all({"samples": drawn}, Path(FLAGS.workdir) / "figures")
+    shaped = examples.reshape(-1, *dataset.train.examples.shape[1:])
+    runs.write_npz(workdir / "samples.npz", z=z, x=dataset.own_units(shaped))
+    print(f"wrote {workdir / 'samples.npz'}")
+    view = views.view(dataset)
+    drawn = view.grid(view.frames(examples))
+    figures.save_all({"samples": drawn}, workdir / "figures")
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def view(dataset: Dataset) -> View:
         return Rows(shape) if statistics is None else Rows(shape, 1.0 / 6.0, 0.5)
     if statistics is None:
         return Images(shape)
+    own = dataset.own_units(examples)
     mean, scale = (np.float32(statistics[name]) for name in ("mean", "scale"))
-    own = examples * scale + mean
     low, width = own.min(), np.ptp(own)
     return Images(shape, scale / width, (mean - low) / width)

@@ -504,11 +504,20 @@ def test_interpolate_takes_pairs_from_flags_and_file(workdir, tmp_path):
             }
 
 
-def test_sample_draws_a_grid(workdir):
+def test_sample_draws_a_grid_and_keeps_the_numbers(workdir):
     (workdir / "figures" / "samples.png").unlink()
     done = command("sample", f"--workdir={workdir}", "--num_samples=9")
     assert (done.code, done.err) == (0, "")
     assert is_png(workdir / "figures" / "samples.png")
+    restored = runs.restore(workdir)
+    model, params = restored.run.experiment.model, restored.first()
+    with np.load(workdir / "samples.npz") as arrays:
+        z, x = arrays["z"], arrays["x"]
+    drawn = model.prior.sample(params, jax.random.key(0), 9)
+    np.testing.assert_allclose(z, drawn, rtol=1e-6)
+    assert x.shape == (9, *restored.run.experiment.dataset.test.examples.shape[1:])
+    decoded = np.asarray(model.reconstruct(params, drawn)).reshape(x.shape)
+    np.testing.assert_allclose(x, decoded, rtol=1e-5, atol=1e-6)
 
 
 def test_hardware_is_told_where_the_system_has_no_affinity(monkeypatch):

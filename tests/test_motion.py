@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -151,6 +152,15 @@ def test_interpolate_draws_strips_and_films_of_all_default_pairs(workdir):
             assert film.n_frames == 100
     done = command("sample", f"--workdir={workdir}", "--num_samples=5")
     assert (done.code, done.err) == (0, "")
+    with np.load(workdir / "samples.npz") as arrays:
+        z, x = arrays["z"], arrays["x"]
+    restored = runs.restore(workdir)
+    decoded = restored.run.experiment.model.reconstruct(
+        restored.first(), jnp.asarray(z)
+    )
+    statistics = restored.run.experiment.dataset.statistics
+    degrees = np.asarray(decoded) * statistics["scale"] + statistics["mean"]
+    np.testing.assert_allclose(x, degrees, rtol=1e-4, atol=1e-3)
 
 
 def test_the_statistics_of_the_data_are_kept_and_compared(workdir):

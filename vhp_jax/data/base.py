@@ -75,6 +75,20 @@ class Dataset(NamedTuple):
     motion: Motion | None = None
     digest: str | None = None
 
+    def own_units(self, examples: np.ndarray) -> np.ndarray:
+        """Examples in the units of the files: what standardised them is undone.
+
+        Args:
+          examples: [..., *example] as the model sees them.
+
+        Returns:
+          The same where they are not standardised; else float32 of the same shape.
+        """
+        if self.statistics is None:
+            return examples
+        mean, scale = (np.float32(self.statistics[name]) for name in ("mean", "scale"))
+        return np.asarray(examples, np.float32) * scale + mean
+
     def measured(self, name: str) -> Split:
         """A split as it is measured: images, also where it holds Bernoulli means.
 

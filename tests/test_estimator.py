@@ -330,6 +330,22 @@ def test_values_that_a_bernoulli_model_cannot_have_are_refused(of_images):
                 use(x)
 
 
+def test_larger_whole_numbers_than_those_of_the_fit_are_no_means():
+    levels = np.random.default_rng(0).integers(0, 17, (40, 4, 5))
+    model = VHP(**TINY).fit(levels)
+    assert np.unique(model.scale_).tolist() == [16.0]
+    with pytest.raises(ValueError, match="from 0 to 160, but .* from 0 to 16"):
+        model.log_likelihood(10 * levels)
+
+
+def test_the_start_has_not_seen_what_kappa_is_measured_on():
+    """Of noise in 100 dimensions, 10 that are chosen elsewhere keep a tenth."""
+    noise = np.random.default_rng(0).normal(size=(40, 100))
+    more = {"kappa": "auto", "latent_dim": 10, "hidden": (32,), "kappa_steps": 20}
+    found = VHP(**TINY | more).fit(noise).kappa_suggestion_
+    assert found.reached > 0.97 * math.sqrt(1.0 - 10 / 100) * found.blind
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

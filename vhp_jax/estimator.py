@@ -158,15 +158,14 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self._say(1, reason)
         examples = units.apply(X)
         self.model_ = self._make_model(examples)
-        start = self._make_start(examples)
         keys = jax.random.split(jax.random.key(self.seed_), 3)
         key_split, key_kappa, key_train = keys
         self.kappa_suggestion_ = None
         if self.kappa == "auto":
-            found = self._suggest(key_split, key_kappa, start, examples)
+            found = self._suggest(key_split, key_kappa, examples)
             self.kappa_suggestion_ = found
             self._say(1, f"kappa = {found.kappa:g}: {found.reasoning}")
-        self._train(key_train, start, examples)
+        self._train(key_train, self._make_start(examples), examples)
 
     def _check_parameters(self) -> None:
         """Refuses parameters that cannot work."""
@@ -252,10 +251,9 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self,
         key_split: PRNGKey,
         key: PRNGKey,
-        start: Callable[[PRNGKey], Params],
         examples: np.ndarray,
     ) -> kappas.KappaSuggestion:
-        """Measures a kappa with a tenth of the examples held out."""
+        """Measures a kappa with a tenth of the examples held out, also of the start."""
         if len(examples) < 10:
             raise ValueError(
                 f'kappa="auto" wants at least 10 examples, got {len(examples)}: '
@@ -263,14 +261,15 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             )
         order = np.asarray(jax.random.permutation(key_split, len(examples)))
         num_held_out = max(2, min(len(examples) // 10, kappas.NUM_EXAMPLES))
+        held_out, seen = np.split(examples[order], [num_held_out])
         steps = self.kappa_steps or max(20, self.max_steps // 2)
         return kappas.suggest_kappa(
             key,
-            start,
+            self._make_start(seen),
             objectives.make_vhp_objective(self.model_, 1),
             _optimizers(self.learning_rate),
-            examples[order[num_held_out:]],
-            examples[order[:num_held_out]],
+            seen,
+            held_out,
             batch_size=self.batch_size,
             num_steps=max(20, steps),
             measure=objectives.make_vhp_objective(self.model_, self.num_samples),
@@ -619,10 +618,8 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Examples in the units of the model."""
         array = self._examples(X, reset=False)
         scaled = custom.Units("", self.mean_, self.scale_, "").apply(array)
-        # Whole numbers may be larger in other examples than in those of the fit.
-        largest = 1.0 if np.max(self.scale_) in (1.0, 255.0) else np.inf
         if self.likelihood_ == "bernoulli" and not (
-            0.0 <= scaled.min() <= scaled.max() <= largest
+            0.0 <= scaled.min() <= scaled.max() <= 1.0
         ):
             raise ValueError(
                 f"X has values from {array.min():g} to {array.max():g}, but VHP was "

@@ -135,7 +135,7 @@ def quarter_circle(
 def ancestral_samples(
     run: runs.Run, params: Params, num_samples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """z ~ p(z), float32 [N, D], and E[x|z], float32 [N, X], as the model sees them."""
+    """Z ~ p(z), float32 [N, D], and E[x|z], float32 [N, X], as the model sees them."""
     model = run.experiment.model
     with jax.default_matmul_precision("highest"):
         z = model.prior.sample(params, jax.random.key(seed), num_samples)

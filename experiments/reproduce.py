@@ -7,7 +7,8 @@ r"""Runs or resumes every row of a table or figure of the paper and writes the r
 
 Runs live in --workdir and are resumed; results/TARGET.json (and TARGET.md
 for a table, results/figures/*.png for a figure) are written anew from what is complete
-there. A row that is not complete stands as "not run".
+there. A row that is not complete keeps the numbers that the file has, its commit with
+them; without any it stands as "not run".
 
 Targets: table1, table1_plain, ablation; table2 (the paper's networks, for a GPU),
 table2_mlp (the peers' MLP on static MNIST, for a CPU); motion (CMU movements, what the
@@ -180,6 +181,7 @@ def row_record(
         return record
     directories = [runs.WorkDir(folder(table, row, number)) for number in numbers]
     summaries = [runs.read_json(d.path / "summary.json") for d in directories]
+    starts = [start for s in summaries for start in s.get("starts", [s])]
     own = [result[table.metric] for result in results]
     steps = [result["step"] for result in own]
     reached = [state_at(d, step) for d, step in zip(directories, steps, strict=True)]
@@ -201,8 +203,8 @@ def row_record(
         }
         | {
             "last_steps": [summary["step"] for summary in summaries],
-            "commit": ", ".join(sorted({str(s["git_revision"]) for s in summaries})),
-            "hardware": ", ".join(sorted({s["hardware"] for s in summaries})),
+            "commit": ", ".join(sorted({str(s["git_revision"]) for s in starts})),
+            "hardware": ", ".join(sorted({s["hardware"] for s in starts})),
             "minutes": sum(summary["wall_seconds"] for summary in summaries) / 60.0,
             "evaluation_minutes": sum(result["seconds"] for result in own) / 60.0,
         }

@@ -615,11 +615,13 @@ class _Trainer:
         self.start = start
         self.earlier_seconds = 0.0
         self.smallest_constraint = np.full(len(run.seeds), math.inf)
+        self.waited_until = 0  # last logged step of the initial phase
         self.constraints: list[tuple[int, float]] = []  # of the initial phase
         self.saved_step: int | None = None
         self.state = self._resume_or_start()
         self.loop = run.train_loop(mesh)
         self.step = int(np.max(np.asarray(self.state.step)))
+        self.starts = self._note_start()
         self.best_step, self.best_bound = self._best_so_far()
 
     def _resume_or_start(self) -> TrainState:
@@ -640,8 +642,29 @@ class _Trainer:
                 self.smallest_constraint[member] = min(
                     self.smallest_constraint[member], line["constraint"]
                 )
+                if line["initial_phase"]:
+                    self.waited_until = line["step"]
         print(f"resuming at step {step} of {self.run_.config.train.num_steps}")
         return state
+
+    def _note_start(self) -> list[dict[str, Any]]:
+        """What took which steps: starts.json, this start and those it goes on from."""
+        path = self.directory.path / "starts.json"
+        earlier = read_json(path) if path.exists() else {"starts": []}
+        starts = [start for start in earlier["starts"] if start["step"] < self.step]
+        starts.append(
+            {
+                "step": self.step,
+                "git_revision": git_revision(),
+                "versions": versions(),
+                "device": str(jax.devices()[0].device_kind),
+                "hardware": hardware(),
+                "num_devices": 1 if self.mesh is None else self.mesh.size,
+                "num_processes": self.group.size,
+            }
+        )
+        write_json(path, {"starts": starts})
+        return starts
 
     def _best_so_far(self) -> tuple[int, float]:
         """Step and value of the best validation; (0, -inf) before the first.
@@ -670,10 +693,10 @@ class _Trainer:
     def out_of_patience(self) -> bool:
         """Whether the last `patience` validations were all worse than one before.
 
-        None of a warm-up counts: beta is still below 1.
+        None of a warm-up or of the initial phase counts: beta is still below 1.
         """
         config, warm_up = self.run_.config.train, self.run_.experiment.warm_up_steps
-        since = max(self.best_step, warm_up) // config.eval_every
+        since = max(self.best_step, warm_up, self.waited_until) // config.eval_every
         return 0 < config.patience <= self.step // config.eval_every - since
 
     def seconds(self) -> float:
@@ -760,6 +783,8 @@ class _Trainer:
             }
             if len(self.run_.seeds) > 1:
                 line["seed"] = seed
+            if line["initial_phase"]:
+                self.waited_until = self.step
             lines.append(line)
         self.directory.append_metrics(*lines)
         return lines
@@ -797,7 +822,7 @@ class _Trainer:
         self._check_phase()
 
     def _check_phase(self) -> None:
-        """Gives up on an initial phase that outlasts its steps or the run."""
+        """Gives up on an initial phase that outlasts its steps."""
         config = self.run_.config.beta
         waiting = np.asarray(self.state.beta_state.initial_phase).reshape(-1)
         if waiting.any() and self.step >= config.max_initial_steps:
@@ -940,16 +965,20 @@ class _Trainer:
             "parameters": num_parameters,
             "seed": config.seed,
             "num_seeds": config.num_seeds,
-            "versions": versions(),
-            "git_revision": git_revision(),
-            "device": str(jax.devices()[0].device_kind),
-            "hardware": hardware(),
-            "num_devices": 1 if self.mesh is None else self.mesh.size,
-            "num_processes": self.group.size,
+            **{
+                name: found for name, found in self.starts[-1].items() if name != "step"
+            },
+            "starts": self.starts,
             "wall_seconds": seconds,
             "examples_per_second": self.step * config.train.batch_size / seconds,
         }
         write_json(self.directory.path / "summary.json", summary)
+        if self.waited_until == self.step:
+            print(
+                f"kappa^2 = {config.beta.kappa**2:g} was not reached, the prior was not "
+                "trained: wanted more --config.train.num_steps or a larger "
+                "--config.beta.kappa"
+            )
         print(f"done: step {self.step} in {seconds:.0f} s, see {self.directory.path}")
         return summary
 

@@ -290,6 +290,50 @@ def test_max_minutes_stops_with_a_checkpoint_and_exit_0(tmp_path):
     assert not (tmp_path / "summary.json").exists()
 
 
+def test_every_start_is_kept_with_its_commit(tmp_path, monkeypatch):
+    """A run that goes on at another commit is of both; one that took no step of none."""
+    config = tiny(train__num_steps="6")
+
+    def start(revision, num_steps=math.inf):
+        taken = []
+
+        def advance(self, length, advance=runs._Trainer._advance):
+            if sum(taken) >= num_steps:
+                raise KeyboardInterrupt
+            taken.append(length)
+            return advance(self, length)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(runs, "git_revision", lambda: revision)
+            patch.setattr(runs._Trainer, "_advance", advance)
+            return runs.train(config, tmp_path)
+
+    for revision, num_steps in (("a", 0), ("b", 3), ("c", 1)):
+        with pytest.raises(KeyboardInterrupt):
+            start(revision, num_steps)
+    summary = start("d")
+    # "b" is killed after step 3, the checkpoint of 2 is gone on from; so is "c".
+    found = [(start["step"], start["git_revision"]) for start in summary["starts"]]
+    assert found == [(0, "b"), (2, "d")]
+    assert summary["git_revision"] == "d"
+    assert all(start["hardware"] == runs.hardware() for start in summary["starts"])
+
+
+def test_a_run_that_ends_in_the_initial_phase_says_so(tmp_path, capsys):
+    words = "kappa^2 = 1e-06 was not reached, the prior was not trained"
+    runs.train(tiny(beta__kappa="1e-3"), tmp_path / "far")
+    assert words in capsys.readouterr().out
+    runs.train(tiny(), tmp_path / "met")
+    assert "was not reached" not in capsys.readouterr().out
+
+
+def test_small_configs_end_in_an_error_if_kappa_is_not_reached():
+    for name in cli.config_names():
+        if name.endswith(("_small", "_small_iwae", "_quick")):
+            config = cli.load_config(name, [])
+            assert config.beta.max_initial_steps <= config.train.num_steps, name
+
+
 def test_overrides_keep_types():
     config = tiny(
         train__learning_rate="3e-4",
@@ -579,7 +623,8 @@ def put(finished: Path, tmp_path: Path, table: tables.Table, *rows: tables.Row) 
 
 
 def test_table1_reports_what_is_complete(finished, tmp_path, monkeypatch):
-    put(finished, tmp_path, tables.TABLE1, tables.TABLE1.named("VHP + REWO"))
+    name = "VHP + REWO"
+    put(finished, tmp_path, tables.TABLE1, tables.TABLE1.named(name))
     done = reproduce(tmp_path, "table1", "--budget_minutes=1e-9")
     assert done.code == 1  # no stale run passes for a row's
     assert "holds a run of another config" in done.err
@@ -588,12 +633,22 @@ def test_table1_reports_what_is_complete(finished, tmp_path, monkeypatch):
     assert (done.code, done.err) == (0, "")
     table = read(tmp_path / "results" / "table1.json")
     rows = {row["name"]: row for row in table["rows"]}
-    row = rows.pop("VHP + REWO")
+    row = rows.pop(name)
     run, state, _, _ = runs.restore(finished)
     error = figures.test_regression(run, state.params).error
     assert row["seeds"] == [row["mean"]] == [pytest.approx(error)]
     assert (row["seed_numbers"], row["steps"]) == ([1], [4])
     assert row["hardware"].startswith("CPU")
+    revision = str(runs.git_revision())
+    assert row["commit"] == revision
+    path = tables.TABLE1.path(str(tmp_path / "runs"), tables.TABLE1.named(name), 1)
+    summary = read(path / "summary.json")
+    summary["starts"].append(summary["starts"][0] | {"git_revision": "0"})
+    runs.write_json(path / "summary.json", summary)
+    reproduce(tmp_path, "table1", "--budget_minutes=1e-9")
+    rows_again = read(tmp_path / "results" / "table1.json")["rows"]
+    commits = [row["commit"] for row in rows_again if row["name"] == name]
+    assert commits == [f"0, {revision}"]
     assert all(other["mean"] is None for other in rows.values())
     text = (tmp_path / "results" / "table1.md").read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("| VHP + REWO |")]

@@ -358,6 +358,22 @@ def test_patience_waits_for_the_end_of_a_warm_up(tmp_path):
     assert (summary["step"], summary["best_step"]) == (8, 2)
 
 
+@pytest.mark.slow
+@undrawn
+def test_patience_waits_for_the_end_of_the_initial_phase(tmp_path):
+    """kappa is out of reach: no step of a prior is taken, and none is waited for."""
+    config = tiny(
+        beta__kappa="1e-3",
+        train__learning_rate="1e-30",
+        train__prior_learning_rate="1e-30",
+        train__weight_decay="0.0",
+        train__num_steps="12",
+        train__patience="1",
+    )
+    summary = runs.train(config, tmp_path)
+    assert (summary["step"], summary["best_step"]) == (12, 2)
+
+
 def test_patience_is_for_one_seed():
     with pytest.raises(cli.UserError, match=r"num_seeds must be 1, got 2"):
         build.build(tiny(num_seeds="2", train__patience="1"))

@@ -45,7 +45,7 @@ LONG = SHORT | {
     "train.snapshot_steps": "30,150",
 }
 # What may differ: the clock, and the commit if one is made while the test runs.
-TIMES = ("wall_seconds", "examples_per_second", "git_revision")
+TIMES = ("wall_seconds", "examples_per_second", "git_revision", "starts")
 
 
 @pytest.fixture(scope="module")

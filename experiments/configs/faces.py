@@ -50,4 +50,5 @@ def shrink(config: ConfigDict) -> None:
     config.model.prior_hidden = (128, 128)
     config.train.batch_size = 32
     config.train.num_steps = 5_000
+    config.beta.max_initial_steps = 5_000
     config.graph.num_nodes = 2_000

@@ -957,7 +957,7 @@ class _Trainer:
             leaf.size
             for leaf in jax.tree.leaves(next(self.run_.members(self.state.params)))
         )
-        summary = {
+        summary = self.starts[-1] | {
             "completed": True,
             "step": self.step,
             "best_step": self.best_step if config.train.patience else None,
@@ -965,9 +965,6 @@ class _Trainer:
             "parameters": num_parameters,
             "seed": config.seed,
             "num_seeds": config.num_seeds,
-            **{
-                name: found for name, found in self.starts[-1].items() if name != "step"
-            },
             "starts": self.starts,
             "wall_seconds": seconds,
             "examples_per_second": self.step * config.train.batch_size / seconds,
@@ -975,8 +972,8 @@ class _Trainer:
         write_json(self.directory.path / "summary.json", summary)
         if self.waited_until == self.step:
             print(
-                f"kappa^2 = {config.beta.kappa**2:g} was not reached, the prior was not "
-                "trained: wanted more --config.train.num_steps or a larger "
+                f"kappa^2 = {config.beta.kappa**2:g} was not reached, the prior was "
+                "not trained: wanted more --config.train.num_steps or a larger "
                 "--config.beta.kappa"
             )
         print(f"done: step {self.step} in {seconds:.0f} s, see {self.directory.path}")

@@ -334,7 +334,7 @@ def test_larger_whole_numbers_than_those_of_the_fit_are_no_means():
     levels = np.random.default_rng(0).integers(0, 17, (40, 4, 5))
     model = VHP(**TINY).fit(levels)
     assert np.unique(model.scale_).tolist() == [16.0]
-    with pytest.raises(ValueError, match="from 0 to 160, but .* from 0 to 16"):
+    with pytest.raises(ValueError, match=r"from 0 to 160, but .* from 0 to 16"):
         model.log_likelihood(10 * levels)
 
 

@@ -291,7 +291,7 @@ def test_max_minutes_stops_with_a_checkpoint_and_exit_0(tmp_path):
 
 
 def test_every_start_is_kept_with_its_commit(tmp_path, monkeypatch):
-    """A run that goes on at another commit is of both; one that took no step of none."""
+    """A run that goes on at another commit is of both; steps taken again are not."""
     config = tiny(train__num_steps="6")
 
     def start(revision, num_steps=math.inf):

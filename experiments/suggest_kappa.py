@@ -3,9 +3,9 @@
     python -m experiments.suggest_kappa --config=pendulum
     python -m experiments.suggest_kappa --config=custom --config.data.path=FILE
 
-The run trains on reconstruction alone and measures the error on the validation split;
-kappa is a margin above it: docs of `vhp_jax.kappa`. Prints a table and writes
-WORKDIR/kappa.json.
+The run trains on reconstruction alone and measures the error on the validation split,
+with dropout if training has it, since kappa bounds the error in training; kappa is a
+margin above it: docs of `vhp_jax.kappa`. Prints a table and writes WORKDIR/kappa.json.
 """
 
 from pathlib import Path
@@ -44,7 +44,7 @@ def main(config: ConfigDict) -> None:
     found = kappa.suggest_kappa(
         jax.random.key(config.seed),
         experiment.init_params,
-        build.build_objective(quick, experiment.model),
+        build.build_objective(quick, experiment.model, dropout=True),
         experiment.optimizers,
         dataset.train.examples,
         dataset.validation.examples,
@@ -53,7 +53,7 @@ def main(config: ConfigDict) -> None:
         seconds=60.0 * FLAGS.minutes,
         margin=FLAGS.margin,
         draw_batch=experiment.draw_batch,
-        measure=experiment.objective,
+        measure=experiment.training_objective,
         stepwise=runs.takes_steps_alone(config),
     )
     print(found.table())

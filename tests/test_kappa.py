@@ -210,6 +210,13 @@ def test_the_command_writes_its_table(tmp_path):
     assert f"kappa = {written['kappa']:g}: " in said
     assert "the config has none" in said
     assert len(written["alternatives"]) == len(kappa.FACTORS)
+    # Training would drop half of the units and see their noise in C: so does this.
+    code, _, errors = forked.run(
+        "experiments.suggest_kappa", *words, "--config.model.dropout=0.5"
+    )
+    assert code == 0, errors
+    noisy = json.loads((tmp_path / "run" / "kappa.json").read_text())
+    assert noisy["kappa"] > 1.2 * written["kappa"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -64,13 +63,9 @@ def decoded_grid(
     points = np.tile(centre, (size, size, 1))
     points[..., axes[0]] = ticks[0][:, None]
     points[..., axes[1]] = ticks[1]
-    rows = []
-    with jax.default_matmul_precision("highest"):
-        decode = jax.jit(lambda z: model.reconstruct(params, z))
-        for row in points:  # [G, D]
-            flat = np.asarray(decode(jnp.asarray(row, jnp.float32)))
-            rows.append(view.frames(flat))
-    return np.stack(rows)
+    flat = evaluation.decode(model, params, points.reshape(size * size, -1))
+    frames = view.frames(flat)
+    return frames.reshape(size, size, *frames.shape[1:])
 
 
 def payload(
@@ -80,7 +75,7 @@ def payload(
     dataset, model = run.experiment.dataset, run.experiment.model
     test = dataset.test
     codes = evaluation.encode_dataset(model, params, test.examples).mean
-    prior = np.asarray(model.prior.sample(params, jax.random.key(0), shown))
+    prior = evaluation.sample_prior(model, params, jax.random.key(0), shown)
     chosen = np.unique(np.linspace(0, len(codes) - 1, shown).astype(int))
     planar = np.concatenate([codes[:, axes], prior[:, axes]])
     low, high = np.quantile(planar, [0.002, 0.998], axis=0)

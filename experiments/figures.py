@@ -137,9 +137,8 @@ def ancestral_samples(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Z ~ p(z), float32 [N, D], and E[x|z], float32 [N, X], as the model sees them."""
     model = run.experiment.model
-    with jax.default_matmul_precision("highest"):
-        z = model.prior.sample(params, jax.random.key(seed), num_samples)
-        return np.asarray(z), np.asarray(model.reconstruct(params, z))
+    z = evaluation.sample_prior(model, params, jax.random.key(seed), num_samples)
+    return z, evaluation.decode(model, params, z)
 
 
 def sample_figure(run: runs.Run, params: Params, num_samples: int, seed: int) -> Figure:
@@ -161,14 +160,13 @@ def reconstruction_figure(
     count = min(rows * across, len(test))
     examples = test[np.linspace(0, len(test) - 1, count).astype(int)]
     model, view = run.experiment.model, views.view(run.experiment.dataset)
-    with jax.default_matmul_precision("highest"):
-        codes = evaluation.encode_dataset(model, params, examples)
-        decoded = model.reconstruct(params, jnp.asarray(codes.mean))
+    codes = evaluation.encode_dataset(model, params, examples)
+    decoded = evaluation.decode(model, params, codes.mean)
     across = min(across, len(examples))
     pairs = [
         part[start : start + across]
         for start in range(0, len(examples) - across + 1, across)
-        for part in (view.frames(examples), view.frames(np.asarray(decoded)))
+        for part in (view.frames(examples), view.frames(decoded))
     ]
     title = "test examples above their reconstructions"
     return view.grid(np.concatenate(pairs), title, columns=across)
@@ -223,10 +221,8 @@ class Interpolation:
         self.jumps = [graph.find_jumps(frames) for frames in self.frames]
 
     def _decode(self, points: np.ndarray) -> np.ndarray:
-        z = jnp.asarray(points, jnp.float32)
-        with jax.default_matmul_precision("highest"):
-            decoded = self._run.experiment.model.reconstruct(self._params, z)
-        return self.view.frames(np.asarray(decoded))
+        model = self._run.experiment.model
+        return self.view.frames(evaluation.decode(model, self._params, points))
 
     def even_frames(self, number: int, num: int) -> np.ndarray:
         """`num` frames of a path, evenly spaced in latent space."""
@@ -254,9 +250,9 @@ def prior_graph(
     run: runs.Run, params: Params, key: PRNGKey
 ) -> tuple[graph.LatentGraph, int]:
     """The config's graph over prior samples, bridged, and its number of bridges."""
-    config = run.config.graph
-    samples = run.experiment.model.prior.sample(params, key, config.num_nodes)
-    built = graph.build_graph(np.asarray(samples), config.num_neighbours)
+    config, model = run.config.graph, run.experiment.model
+    samples = evaluation.sample_prior(model, params, key, config.num_nodes)
+    built = graph.build_graph(samples, config.num_neighbours)
     return graph.bridge_components(built), len(built.component_sizes) - 1
 
 
@@ -300,9 +296,10 @@ def latent_space(run: runs.Run, params: Params, step: int) -> plotting.Snapshot:
     dataset, model = run.experiment.dataset, run.experiment.model
     split = dataset.test
     codes = evaluation.encode_dataset(model, params, split.examples)
-    drawn = model.prior.sample(params, jax.random.key(0), len(split.examples))
+    key, count = jax.random.key(0), len(split.examples)
+    drawn = evaluation.sample_prior(model, params, key, count)
     colors = target_colors(dataset, split.targets)
-    return plotting.Snapshot(step, codes.mean, codes.scale, np.asarray(drawn), colors)
+    return plotting.Snapshot(step, codes.mean, codes.scale, drawn, colors)
 
 
 def save_all(figures: Mapping[str, Figure], folder: Path) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -325,8 +324,8 @@ def prior_match(setting: Setting) -> Result:
     codes = evaluation.encode_dataset(model, setting.params, examples)
     noise = jax.random.normal(key_posterior, codes.mean.shape)
     posterior = codes.mean + codes.scale * np.asarray(noise)
-    prior = model.prior.sample(setting.params, key_prior, len(examples))
-    score = evaluation.compare_samples(np.asarray(prior), posterior)
+    prior = evaluation.sample_prior(model, setting.params, key_prior, len(examples))
+    score = evaluation.compare_samples(prior, posterior)
     return {
         "value": score.accuracy,
         "stderr": score.accuracy_stderr,
@@ -411,10 +410,9 @@ def interpolation(setting: Setting) -> Result:
     def measured(paths: Sequence[np.ndarray]) -> Result:
         """Of paths resampled to as many points each."""
         points = np.stack([graph.resample_path(path, NUM_FRAMES) for path in paths])
-        decode = jax.jit(lambda z: model.reconstruct(setting.params, z))
-        with jax.default_matmul_precision("highest"):
-            flat = [np.asarray(decode(jnp.asarray(z, jnp.float32))) for z in points]
-        frames = np.stack([view.frames(path) for path in flat])
+        rows = points.reshape(-1, points.shape[2])
+        frames = view.frames(evaluation.decode(model, setting.params, rows))
+        frames = frames.reshape(*points.shape[:2], *frames.shape[1:])
         quality = evaluation.path_quality(frames)._asdict()
         return {
             name: {

@@ -929,10 +929,9 @@ class _Trainer:
         parts = []
         for params in self.run_.members(self.state.eval_params):
             codes = evaluation.encode_dataset(experiment.model, params, split.examples)
-            drawn = experiment.model.prior.sample(
-                params, jax.random.key(self.step), len(split.examples)
-            )
-            parts.append((codes.mean, codes.scale, np.asarray(drawn)))
+            key, count = jax.random.key(self.step), len(split.examples)
+            drawn = evaluation.sample_prior(experiment.model, params, key, count)
+            parts.append((codes.mean, codes.scale, drawn))
         mean, scale, samples = (np.stack(part) for part in zip(*parts, strict=True))
         self.directory.save_snapshot(
             self.step,

@@ -33,6 +33,7 @@ from vhp_jax.evaluation import (
     active_units,
     compare_samples,
     count_crossings,
+    decode,
     encode_dataset,
     fit_circle,
     log_likelihood,
@@ -41,6 +42,7 @@ from vhp_jax.evaluation import (
     path_quality,
     rate_distortion,
     regress_angle,
+    sample_prior,
     smoothness,
     tail_size,
 )
@@ -697,6 +699,36 @@ def test_resampled_smoothness_does_not_depend_on_the_number_of_nodes():
     np.testing.assert_allclose(even, 2.0 * 0.1**2, rtol=2e-3)
     with pytest.raises(ValueError, match="at least 3 points, got 2"):
         smoothness(model, params, [few[:2]], joints, units)
+
+
+@pytest.mark.parametrize("count", [1, 5, 8])
+def test_points_are_decoded_alike_in_any_company(count):
+    model, params = MODELS["hierarchical"], linear_params("hierarchical")
+    z = np.random.default_rng(0).normal(size=(8, 2))
+    decoded = decode(model, params, z, batch_size=4)
+    np.testing.assert_array_equal(decode(model, params, z[:count], 4), decoded[:count])
+    mean, _ = numpy_affine(params.decoder, z)
+    np.testing.assert_allclose(decoded, mean, rtol=1e-5, atol=1e-5)
+
+
+def test_draws_and_decodings_are_in_full_precision(monkeypatch):
+    """As the densities and encodings that they are compared with."""
+    model, params = MODELS["hierarchical"], linear_params("hierarchical")
+    seen = []
+
+    def watched(apply):
+        def wrapper(*args, **kwargs):
+            seen.append(jax.config.jax_default_matmul_precision)
+            return apply(*args, **kwargs)
+
+        return wrapper
+
+    monkeypatch.setattr(Affine, "__call__", watched(Affine.__call__))
+    drawn = sample_prior(model, params, jax.random.key(0), 11)
+    assert drawn.shape == (11, 2)
+    assert drawn.dtype == np.float32
+    decode(model, params, drawn, 11)
+    assert seen == ["highest"] * 2
 
 
 def test_path_quality_sees_uneven_steps_and_blur():

@@ -398,12 +398,7 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             raise ValueError(
                 f"Z has {z.shape[1]} columns, wanted {self.model_.latent_dim}"
             )
-        with jax.default_matmul_precision("highest"):
-            parts = [
-                np.asarray(_decode(self.model_, self.params_, part))
-                for part in _in_rows(z)
-            ]
-        decoded = np.concatenate(parts)[: len(z)]
+        decoded = evaluation.decode(self.model_, self.params_, z, ROWS)
         decoded = decoded.reshape(len(z), *self.example_shape_)
         return (decoded * self.scale_ + self.mean_).astype(np.float32)
 
@@ -643,8 +638,7 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if random_state is not None:
             seed = check_random_state(random_state).randint(2**31 - 1)
             key = jax.random.key(int(seed))
-        with jax.default_matmul_precision("highest"):
-            return np.asarray(self.model_.prior.sample(self.params_, key, int(num)))
+        return evaluation.sample_prior(self.model_, self.params_, key, int(num))
 
     def _key(self, use: str) -> PRNGKey:
         """A key of its own for each use; none that training uses."""
@@ -684,11 +678,6 @@ def _compiled(recipe: _Recipe) -> tuple[beta.BetaScheme, training.TrainLoop]:
 
 def _optimizers(learning_rate: float) -> training.OptimizerPair:
     return training.OptimizerPair(optax.adam(learning_rate), optax.adam(learning_rate))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(model: VAE, params: Params, z: np.ndarray) -> jax.Array:
-    return model.reconstruct(params, jnp.asarray(z))
 
 
 def _in_rows(array: np.ndarray) -> Iterable[np.ndarray]:

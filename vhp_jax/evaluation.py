@@ -23,7 +23,7 @@ from vhp_jax.distributions import kl_to_standard_normal
 from vhp_jax.model import VAE
 from vhp_jax.objectives import Objective, joint_log_weights
 from vhp_jax.priors import HierarchicalPrior
-from vhp_jax.types import Examples, Params, PerExample, PRNGKey
+from vhp_jax.types import Examples, Latents, Params, PerExample, PRNGKey
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,6 +79,38 @@ def encode_dataset(
         mean, scale = _encode(model, params, batch)
         parts.append((np.asarray(mean)[:count], np.asarray(scale)[:count]))
     return Encodings(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+@_in_full_precision
+def sample_prior(model: VAE, params: Params, key: PRNGKey, num: int) -> np.ndarray:
+    """Draws z ~ p(z), float32 [num, D]; of Eq. 6 ancestral, zeta first."""
+    return np.asarray(model.prior.sample(params, key, num))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(model: VAE, params: Params, z: Latents) -> Array:
+    return model.reconstruct(params, z)
+
+
+@_in_full_precision
+def decode(
+    model: VAE, params: Params, z: np.ndarray, batch_size: int = 256
+) -> np.ndarray:
+    """E[x|z], float32 [N, X], flattened examples as the model sees them.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      z: [N, D].
+      batch_size: rows per compiled call, always, so that a point is decoded alike in
+        any company and any number of points compiles once.
+    """
+    z = np.asarray(z, np.float32)
+    parts = [
+        np.asarray(_reconstruct(model, params, batch))[:count]
+        for batch, count in _batches(z, batch_size)
+    ]
+    return np.concatenate(parts)
 
 
 class RateDistortion(NamedTuple):

@@ -73,7 +73,7 @@ def measured(folder: Path, step: int) -> dict[str, str]:
     found = {}
     for path in sorted(folder.glob("*.json")):
         read = runs.read_json(path)
-        if isinstance(read.get("value"), float) and read.get("step") == step:
+        if isinstance(read.get("value"), int | float) and read.get("step") == step:
             found[path.stem] = (
                 f"{read['value']:.4g} ({read.get('num_examples')} examples of the "
                 f"{read.get('split')} split)"

@@ -337,8 +337,15 @@ def test_log_step_limits_clamp_on_both_sides(make):
     assert next_beta(scheme, 0.5, inside) == next_beta(free, 0.5, inside)
 
 
+@pytest.mark.parametrize("make", [beta.rewo, beta.geco])
+@pytest.mark.parametrize("limits", [(0.5, -0.5), (0.1, 0.5), (-0.5, 0.0)])
+def test_limits_that_would_turn_a_step_round_are_refused(make, limits):
+    with pytest.raises(ValueError, match="must be below and above 0"):
+        make(KAPPA, NU, log_step_limits=limits)
+
+
 def test_log_step_limits_leave_the_initial_phase_alone():
-    scheme = beta.rewo(KAPPA, NU, alpha=ALPHA, log_step_limits=(0.001, 0.01))
+    scheme = beta.rewo(KAPPA, NU, alpha=ALPHA, log_step_limits=(-0.01, 0.01))
     before = state_at(0.5, 1.0, initial_phase=True)
     assert step(scheme, before, 1.0)[0].beta == before.beta
 

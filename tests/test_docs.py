@@ -272,10 +272,14 @@ def test_tables_are_what_their_json_says():
     def table(name: str, rows: list) -> str:
         """By the target's name, or as older versions of it: table1_centred."""
         known = [target for target in tables.TABLES if name.startswith(target)]
+        names.add(name)
         return import_command("reproduce").markdown(
             tables.TABLES[max(known, key=len)], rows
         )
 
-    written("table*.json", table)
+    names: set[str] = set()
+    for target in tables.TABLES:
+        written(f"{target}*.json", table)
+    assert {"table1", "ablation", "motion", "faces_small"} <= names
     benchmark = import_command("benchmark")
     written("benchmark*.json", lambda name, rows: benchmark.table(rows))

@@ -394,6 +394,14 @@ def test_the_fitted_circle_is_not_biased_by_an_uneven_density():
     np.testing.assert_allclose([*centre, radius], [3.0, -2.0, 1.7], atol=5e-3)
 
 
+def test_an_uneven_density_moves_the_centre_of_an_oval_by_what_is_said():
+    polar = np.random.default_rng(0).vonmises(0.7, 1.0, 100_000)
+    oval = np.column_stack([1.1 * np.cos(polar), 0.9 * np.sin(polar)])
+    centre, radius = fit_circle(oval)
+    assert np.mean(np.cos(polar - 0.7) > 0) == pytest.approx(0.8, abs=0.03)
+    assert np.linalg.norm(centre) / radius == pytest.approx(0.05, abs=0.01)
+
+
 def test_the_fitted_circle_of_a_short_arc_is_the_whole_circle():
     centre, radius = fit_circle(ring(np.linspace(0.2, 0.9, 50), 2.0, (1.0, 1.0)))
     np.testing.assert_allclose([*centre, radius], [1.0, 1.0, 2.0], rtol=1e-8)

@@ -108,7 +108,8 @@ def rewo(
       tau: slope of the tanh; not given in the paper but in Fig. 1 (3).
       alpha: weight of the past in C_hat; not given in the paper, 0.99 elsewhere.
       beta_init: beta of the initial phase, << 1; not given in the paper.
-      log_step_limits: (lowest, highest) log(beta_t / beta_{t-1}); none in the paper.
+      log_step_limits: (lowest, highest) log(beta_t / beta_{t-1}), below and above 0;
+        none in the paper.
 
     Raises:
       ValueError: an argument is out of range.
@@ -140,7 +141,8 @@ def geco(
       nu: learning rate of the update, in 1/(units of C).
       alpha: weight of the past in C_hat.
       beta_init: 1 / lambda_0.
-      log_step_limits: (lowest, highest) log(beta_t / beta_{t-1}); none in the paper.
+      log_step_limits: (lowest, highest) log(beta_t / beta_{t-1}), below and above 0;
+        none in the paper.
 
     Raises:
       ValueError: an argument is out of range.
@@ -253,6 +255,8 @@ def _multiplicative_scheme(
 ) -> BetaScheme:
     """Beta <- beta exp(log_step(beta, C_hat - kappa^2)) outside the initial phase."""
     _check_alpha(alpha)
+    if limits is not None and not limits[0] < 0.0 < limits[1]:
+        raise ValueError(f"log_step_limits must be below and above 0, got {limits}")
 
     def init() -> BetaState:
         return _initial_state(beta_init, two_phases)

@@ -256,7 +256,9 @@ class RingRegression:
 def fit_circle(points: np.ndarray) -> tuple[np.ndarray, float]:
     """Least-squares circle through points [N, 2] (Kasa): |p|^2 = 2 c.p + (r^2 - |c|^2).
 
-    Linear, hence unique, and not biased by an uneven density along the ring.
+    Linear, hence unique. Of points on a circle an uneven density along it does not move
+    the centre, as it moves their mean; of an oval it does, a little: by 5 % of the
+    radius where the axes are 1.1 and 0.9 and one half has four fifths of the points.
     """
     points = np.asarray(points, np.float64)
     design = np.column_stack([2.0 * points, np.ones(len(points))])

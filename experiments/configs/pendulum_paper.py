@@ -2,8 +2,8 @@
 
 Command:   python -m experiments.train --config=pendulum_paper
 Hardware:  2 CPU cores, about an hour; not run to the end yet
-Expected:  an uneven ring: `reproduce --target=table1_plain`, the same choices in 6,000
-           steps, has 0.3 and 0.8 rad (docs/pendulum.md)
+Expected:  an uneven ring: the same networks and start in `pendulum`'s 6,000 steps are
+           the rows of `reproduce --target=table1_plain` (docs/pendulum.md)
 """
 
 from ml_collections import ConfigDict

@@ -11,7 +11,7 @@ import io
 import re
 import tarfile
 from collections.abc import Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -228,12 +228,7 @@ class Archive:
             raise DataError(f"{place}: cannot be read: {error.strerror}") from error
 
     def _add(self, member: tarfile.TarInfo) -> None:
-        path = PureWindowsPath(member.name)  # knows both kinds of separator
-        if path.drive or path.root or ".." in path.parts:
-            raise DataError(
-                f"{self.place}: holds the unsafe path {member.name!r}, wanted paths "
-                "inside the archive"
-            )
+        files.check_member(self.place, member.name)
         if not (member.isreg() or member.isdir()):
             raise DataError(
                 f"{self.place}: {member.name!r} is a link or a device, wanted files "

@@ -20,7 +20,7 @@ import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -260,12 +260,7 @@ def read_archive(path: Path) -> dict[str, bytes]:
 def _members(path: Path, archive: tarfile.TarFile) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
     for member in archive.getmembers():
-        windows = PureWindowsPath(member.name)  # knows both kinds of separator
-        if windows.drive or windows.root or ".." in windows.parts:
-            raise DataError(
-                f"{path}: holds the unsafe path {member.name!r}, wanted paths inside "
-                "the archive"
-            )
+        files.check_member(path, member.name)
         if not (member.isreg() or member.isdir()):
             kind = "a link" if member.issym() or member.islnk() else "a device"
             raise DataError(

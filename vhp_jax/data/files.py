@@ -11,7 +11,7 @@ import io
 import os
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
@@ -45,6 +45,16 @@ def describe(content: bytes) -> str:
         if content.startswith(beginning):
             return kind
     return f"a file that begins with {content[:4].hex(' ')}"
+
+
+def check_member(archive: StrPath, name: str) -> None:
+    """Raises DataError where a member of an archive would lie outside of it."""
+    path = PureWindowsPath(name)  # knows both kinds of separator
+    if path.drive or path.root or ".." in path.parts:
+        raise DataError(
+            f"{archive}: holds the unsafe path {name!r}, wanted paths inside the "
+            "archive"
+        )
 
 
 def find_folder(name: str, directory: StrPath, home: str) -> Path:

@@ -11,7 +11,7 @@ import io
 import re
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -284,13 +284,7 @@ def _members(path: Path) -> dict[str, bytes]:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 name = info.orig_filename
-                windows = PureWindowsPath(name)  # knows both kinds of separator
-                absolute = windows.drive or windows.root
-                if absolute or ".." in windows.parts:
-                    raise DataError(
-                        f"{path}: holds the unsafe path {name!r}, wanted paths inside "
-                        "the archive"
-                    )
+                files.check_member(path, name)
                 if info.file_size > MAX_MEMBER_BYTES:
                     raise DataError(
                         f"{path}: {name} has {info.file_size} bytes, wanted at most "

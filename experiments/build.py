@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -437,16 +436,14 @@ def build_init(
         return networks.start_principal(params, key, components, scale)
 
     def fitting(params: Params, key: PRNGKey) -> Params:
-        """Of `fitting_mlp`: principal where it can be, the latents with scale one."""
-        if dataset.statistics is None:
+        """Of ReLU networks, principal where it can be; of others random."""
+        if not isinstance(model.decoder, networks.GaussianDecoder):
             return params
-        components = networks.principal_components(examples, config.latent_dim)
-        enough = np.shape(components.directions)[1] == config.latent_dim
-        fits = networks.takes_principal_start(config.hidden, config.latent_dim)
-        if not (enough and fits):
+        if config.initialisation != "looks_linear":
             return centred(params, key)
-        scale = config.encoder_head_scale / networks.leading_scale(examples, components)
-        return networks.start_principal(params, key, components, scale)
+        scale = config.encoder_head_scale
+        hidden, latent_dim = config.hidden, config.latent_dim
+        return networks.fitting_start(examples, hidden, latent_dim, scale)(params, key)
 
     def centred(params: Params, key: PRNGKey) -> Params:
         del key

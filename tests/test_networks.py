@@ -23,9 +23,9 @@ from vhp_jax.networks import (
     GaussianDecoder,
     NormalMLP,
     centre,
+    fitting_start,
     principal_components,
     start_principal,
-    takes_principal_start,
     transposed_conv,
 )
 from vhp_jax.priors import StandardNormal
@@ -358,10 +358,37 @@ def test_a_principal_start_wants_room_for_the_latents():
         principal_start(width=2)
     with pytest.raises(ValueError, match=r"do not fall, got \[8, 8, 6\]"):
         principal_start(width=8, last=6)
-    assert not takes_principal_start((2, 2, 4), 2)
-    assert not takes_principal_start((8, 8, 6), 2)
-    assert not takes_principal_start((8, 9), 2)
-    assert takes_principal_start((4, 4, 6), 2)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "latent_dim", "principal"),
+    [
+        ((4, 4, 6), 2, True),
+        ((2, 2, 4), 2, False),
+        ((8, 8, 6), 2, False),
+        ((8, 9), 2, False),
+        ((14,), 7, False),  # there are six columns
+    ],
+)
+def test_a_fitting_start_is_principal_where_it_can_be(hidden, latent_dim, principal):
+    examples, *_ = principal_start()
+    flat = examples.reshape(len(examples), -1)
+    style = "looks_linear" if all(width % 2 == 0 for width in hidden) else "he"
+    model = VAE(
+        Flat(NormalMLP(hidden, latent_dim, initialisation=style)),
+        GaussianDecoder(hidden, flat.shape[1], initialisation=style),
+        StandardNormal(latent_dim),
+    )
+    drawn = model.init(jax.random.key(0), examples.shape[1:])
+    start = fitting_start(examples, hidden, latent_dim, scale=3.0)
+    params = start(drawn, jax.random.key(1))
+    if principal:
+        means = np.asarray(model.encode(params, jnp.asarray(examples)).mean)
+        spread = np.linalg.eigvalsh(np.cov(means.T, ddof=0))
+        np.testing.assert_allclose(spread[-1], 9.0, rtol=1e-4)
+    else:
+        wanted = centre(drawn, flat.mean(axis=0, dtype=np.float64))
+        chex.assert_trees_all_close(params, wanted, atol=1e-6)
 
 
 def test_looks_linear_refuses_odd_widths():

@@ -39,7 +39,6 @@ from vhp_jax.types import Params, PRNGKey
 
 ROWS = 256  # examples per compiled call, always: a row is coded alike in any company
 INTERVAL = 100  # steps per compiled call of the training loop
-MOST_COMPONENTS = 2048  # columns up to which principal components are computed
 RELAXATION = 1.1  # of a kappa that was suggested and is not reached
 
 
@@ -229,23 +228,13 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         model, shape = self.model_, examples.shape[1:]
         if self.likelihood_ == "bernoulli":
             return lambda key: model.init(key, shape)
-        pixels = math.prod(shape)
-        flat = examples.reshape(len(examples), -1)
-        if (
-            not networks.takes_principal_start(self.hidden, self.latent_dim)
-            or not self.latent_dim <= pixels <= MOST_COMPONENTS
-        ):
-            mean = flat.mean(axis=0, dtype=np.float64)
-            return lambda key: networks.centre(model.init(key, shape), mean)
-        found = networks.principal_components(examples, self.latent_dim)
-        scale = 1.0 / networks.leading_scale(examples, found)
+        start = networks.fitting_start(examples, self.hidden, self.latent_dim)
 
-        def start(key: PRNGKey) -> Params:
+        def init(key: PRNGKey) -> Params:
             key_init, key_start = jax.random.split(key)
-            drawn = model.init(key_init, shape)
-            return networks.start_principal(drawn, key_start, found, scale)
+            return start(model.init(key_init, shape), key_start)
 
-        return start
+        return init
 
     def _suggest(
         self,

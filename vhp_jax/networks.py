@@ -28,6 +28,7 @@ from vhp_jax.distributions import Bernoulli, DiagonalNormal
 from vhp_jax.types import Params, PRNGKey
 
 Initializer = Callable[..., Array]
+MOST_COMPONENTS = 2048  # columns up to which principal components are computed
 
 
 def _hidden_init(name: str, first: bool) -> Initializer:
@@ -538,16 +539,48 @@ def principal_components(examples: np.ndarray, num: int) -> PrincipalComponents:
     return PrincipalComponents(mean.astype(np.float32), directions.astype(np.float32))
 
 
-def leading_scale(examples: np.ndarray, components: PrincipalComponents) -> float:
+def _leading_scale(examples: np.ndarray, components: PrincipalComponents) -> float:
     """Standard deviation of examples [N, *example] along the first direction."""
     flat = examples.reshape(len(examples), -1) - np.asarray(components.mean)
     return max(float((flat @ np.asarray(components.directions)[:, 0]).std()), 1e-6)
 
 
-def takes_principal_start(hidden: Sequence[int], latent_dim: int) -> bool:
-    """Whether networks of these hidden widths can take `start_principal`."""
-    even = all(width % 2 == 0 for width in hidden)
-    return even and list(hidden) == sorted(hidden) and latent_dim <= hidden[0] // 2
+def fitting_start(
+    examples: np.ndarray, hidden: Sequence[int], latent_dim: int, scale: float = 1.0
+) -> Callable[[Params, PRNGKey], Params]:
+    """The principal start that examples of any kind can have, or else `centre`.
+
+    Args:
+      examples: float32 [N, *example], the training set.
+      hidden: widths of the `looks_linear` networks.
+      latent_dim: D.
+      scale: standard deviation of the first latent.
+
+    Returns:
+      (params, key) -> params: of `start_principal`; of `centre` where there are fewer
+      columns than latents or more than `MOST_COMPONENTS`, or widths do not allow it.
+    """
+    columns = math.prod(examples.shape[1:])
+    if _width_fault(hidden, latent_dim) or not latent_dim <= columns <= MOST_COMPONENTS:
+        mean = examples.reshape(len(examples), -1).mean(axis=0, dtype=np.float64)
+        return lambda params, key: centre(params, mean)
+    found = principal_components(examples, latent_dim)
+    scale = scale / _leading_scale(examples, found)
+    return lambda params, key: start_principal(params, key, found, scale)
+
+
+def _width_fault(hidden: Sequence[int], latent_dim: int) -> str:
+    """What `start_principal` wants that these hidden widths are not; empty if none."""
+    if any(width % 2 for width in hidden):
+        return f"even hidden widths, got {list(hidden)}"
+    if latent_dim > hidden[0] // 2:
+        return (
+            f"half the first width, {hidden[0] // 2}, to be at least the number of "
+            f"latents, {latent_dim}"
+        )
+    if list(hidden) != sorted(hidden):
+        return f"hidden widths that do not fall, got {list(hidden)}"
+    return ""
 
 
 def start_principal(
@@ -576,8 +609,8 @@ def start_principal(
       both, and the biases of `centre`.
 
     Raises:
-      ValueError: the encoder's first hidden layer is too narrow, or one is narrower
-        than the one before.
+      ValueError: a hidden width of the encoder is odd, the first is too narrow, or one
+        is narrower than the one before.
     """
     mean = jnp.asarray(components.mean, jnp.float32)
     directions = jnp.asarray(components.directions, jnp.float32)  # U, [pixels, D]
@@ -590,16 +623,9 @@ def start_principal(
     first, *hidden, head = _dense_layers(encoder)
     drawn = encoder[(*first, "kernel")]
     width = drawn.shape[1] // 2
-    if latent_dim > width:
-        raise ValueError(
-            f"a principal start wants half the first width, {width}, to be at least "
-            f"the number of latents, {latent_dim}"
-        )
     widths = [drawn.shape[1], *(encoder[(*path, "kernel")].shape[1] for path in hidden)]
-    if widths != sorted(widths):
-        raise ValueError(
-            f"a principal start wants hidden widths that do not fall, got {widths}"
-        )
+    if fault := _width_fault(widths, latent_dim):
+        raise ValueError(f"a principal start wants {fault}")
     columns = drawn[:, :width].at[:, :latent_dim].set(directions)
     encoder[(*first, "kernel")] = jnp.concatenate([columns, -columns], axis=1)
     carried = _linear_map(encoder, hidden, jnp.eye(width))

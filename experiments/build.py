@@ -282,7 +282,7 @@ def build_model(config: ConfigDict, dataset: Dataset) -> VAE:
         "gated_mlp": gated_mlp,
         "gated_conv": gated_conv,
         "conv": conv,
-        "fitting_mlp": gated_mlp if dataset.statistics is None else relu_mlp,
+        "fitting_mlp": gated_mlp if dataset.standardisation is None else relu_mlp,
     }
     built = choose("model.network", config.network, makers)(config, shape)
     prior_makers: dict[str, Callable[[], priors.Prior]] = {
@@ -297,7 +297,7 @@ def build_model(config: ConfigDict, dataset: Dataset) -> VAE:
             latent_dim=config.latent_dim,
             example_shape=shape,
             num_components=config.num_pseudo_inputs,
-            bounds=(0.0, 1.0) if dataset.statistics is None else None,
+            bounds=(0.0, 1.0) if dataset.standardisation is None else None,
         ),
         "mixture": lambda: priors.MixturePrior(
             config.latent_dim, config.num_components

@@ -45,24 +45,14 @@ def shared_model(
         "versions": ", ".join(f"{k} {v}" for k, v in runs.versions().items()),
         "git revision": runs.git_revision(),
     }
-    statistics = {
-        name: np.asarray(array) for name, array in (dataset.statistics or {}).items()
-    }
-    shape = dataset.train.examples.shape[1:]
-    units = None
-    if statistics:
-        units = sharing.Standardisation(
-            *(np.broadcast_to(statistics[name], shape) for name in ("mean", "scale"))
-        )
     folder = Path(FLAGS.workdir) / "eval"
     if len(seeds) > 1:
         folder /= f"seed_{seed}"
     return sharing.SharedModel(
         run.experiment.model,
         jax.tree.map(np.asarray, params),
-        shape,
-        units,
-        statistics,
+        dataset.train.examples.shape[1:],
+        dataset.standardisation,
         json.loads(config.to_json()),
         facts | measured(folder, restored.step),
     )

@@ -344,7 +344,7 @@ def smoothness(setting: Setting) -> Result:
     """Movement smoothness factor of random interpolations: Fig. 8."""
     experiment, params = setting.run.experiment, setting.params
     dataset, model = experiment.dataset, experiment.model
-    if dataset.motion is None or dataset.statistics is None:
+    if dataset.motion is None or dataset.standardisation is None:
         raise cli.UserError("smoothness wants a data set of motions, such as cmu_vhp's")
     codes = evaluation.encode_dataset(model, params, setting.split.examples).mean
     generator = np.random.default_rng(setting.seed)
@@ -359,7 +359,7 @@ def smoothness(setting: Setting) -> Result:
         found = graph.shortest_paths(latent_graph, starts, ends)
         paths += [path.points for path in found]
         bridges.append(num_bridges)
-    joints, units = dataset.motion.joints, dataset.statistics["scale"]  # degrees
+    joints, units = dataset.motion.joints, dataset.standardisation.scale  # degrees
 
     def factors(num_points: int | None) -> Result:
         """Over paths and joints, with the spread over paths."""

@@ -30,13 +30,12 @@ from experiments import build, cli, tracking
 from experiments.processes import ALONE, Group
 from vhp_jax import devices, evaluation, kappa, sharing, training
 from vhp_jax.checkpoints import Checkpointer, CheckpointError
-from vhp_jax.data import Dataset, cache
+from vhp_jax.data import Dataset, Standardisation, cache
 from vhp_jax.training import StepMetrics, TrainState
 from vhp_jax.types import Params, PyTree
 
 BEST = "best"  # beside checkpoints/: the parameters of the best validation
 LINE_SECONDS = 5.0  # plain progress lines are at least this far apart
-PHASES = {True: "initial", False: "main"}
 DATA = "data.json"  # digest of the user's own examples
 LAYOUT = ("mesh",)  # config keys that may change while a run goes on
 # Values of keys that older directories lack, computed from the section that holds the
@@ -282,10 +281,7 @@ class Run:
                 statistics=statistics,
             )
 
-        found = self.experiment.dataset.statistics
-        statistics = None
-        if found is not None:
-            statistics = {name: np.float32(array) for name, array in found.items()}
+        statistics = _statistics(self.experiment.dataset.standardisation)
 
         keys = [jax.random.key(seed) for seed in self.seeds]
         if len(keys) == 1:
@@ -418,9 +414,10 @@ def _from_export(path: Path, run: Run) -> Restored:
         )
     step = int(shared.facts["steps"])
     params = jax.tree.map(jnp.asarray, shared.params)
-    statistics = dict(shared.statistics) or None
     state = run.initial_state().replace(
-        step=jnp.asarray(step, jnp.int32), params=params, statistics=statistics
+        step=jnp.asarray(step, jnp.int32),
+        params=params,
+        statistics=_statistics(shared.standardisation),
     )
     check_statistics(path, run, state)
     return Restored(run, state, params, step)
@@ -479,12 +476,22 @@ def check_digest(path: Path, dataset: Dataset) -> None:
         )
 
 
+def _statistics(units: Standardisation | None) -> dict[str, np.ndarray] | None:
+    """As they are kept in checkpoints, float32."""
+    if units is None:
+        return None
+    return {
+        name: np.asarray(array, np.float32) for name, array in units._asdict().items()
+    }
+
+
 def check_statistics(path: Path, run: Run, state: TrainState) -> None:
     """Refuses a checkpoint whose data were standardised otherwise than these."""
     if state.statistics is None:
         return
     kept = next(run.members(state.statistics))
-    for name, array in (run.experiment.dataset.statistics or {}).items():
+    found = _statistics(run.experiment.dataset.standardisation) or {}
+    for name, array in found.items():
         seen, wanted = np.ravel(array), np.ravel(kept[name])
         far = ~np.isclose(seen, wanted, rtol=1e-4, atol=1e-6)
         if far.any():
@@ -763,22 +770,13 @@ class _Trainer:
         self, metrics: StepMetrics, length: int, seconds: float
     ) -> list[dict[str, Any]]:
         lines = []
-        kappa_squared = self.run_.config.beta.kappa**2
+        config = self.run_.config
         for seed, member in zip(
             self.run_.seeds, self.run_.members(metrics), strict=True
         ):
             line: dict[str, Any] = {
-                "step": self.step,
-                "loss": float(member.loss.mean()),
-                "distortion": float(member.distortion.mean()),
-                "rate": float(member.rate.mean()),
-                "constraint": float(member.constraint[-1]),
-                "kappa_squared": kappa_squared,
-                "beta": float(member.beta[-1]),
-                "initial_phase": bool(member.initial_phase[-1]),
-                "examples_per_second": length
-                * self.run_.config.train.batch_size
-                / seconds,
+                **training.summarise(self.step, config.beta.kappa, member),
+                "examples_per_second": length * config.train.batch_size / seconds,
                 "wall_seconds": self.seconds(),
             }
             if len(self.run_.seeds) > 1:
@@ -1001,11 +999,7 @@ class Progress:
 
     def update(self, step: int, line: dict[str, Any]) -> None:
         """Shows one log interval."""
-        text = (
-            f"loss {line['loss']:.3f}, C_hat {line['constraint']:.3g} "
-            f"(kappa^2 {line['kappa_squared']:.3g}), beta {line['beta']:.3g}, "
-            f"{PHASES[line['initial_phase']]} phase"
-        )
+        text = training.progress_text(line)
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)

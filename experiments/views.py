@@ -101,13 +101,12 @@ def view(dataset: Dataset) -> View:
     """The view that fits a data set."""
     if dataset.motion is not None:
         return Bodies(dataset.motion)
-    examples, statistics = dataset.train.examples, dataset.statistics
+    examples, units = dataset.train.examples, dataset.standardisation
     shape = examples.shape[1:]
     if len(shape) == 1:  # if standardised, 3 deviations below 0 to 3 above
-        return Rows(shape) if statistics is None else Rows(shape, 1.0 / 6.0, 0.5)
-    if statistics is None:
+        return Rows(shape) if units is None else Rows(shape, 1.0 / 6.0, 0.5)
+    if units is None:
         return Images(shape)
     own = dataset.own_units(examples)
-    mean, scale = (np.float32(statistics[name]) for name in ("mean", "scale"))
     low, width = own.min(), np.ptp(own)
-    return Images(shape, scale / width, (mean - low) / width)
+    return Images(shape, units.scale / width, (units.mean - low) / width)

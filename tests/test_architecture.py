@@ -35,7 +35,7 @@ ARROWS = {
     | {"priors"},
     "data": {"data"},
     "kappa": {"types", "beta", "evaluation", "objectives", "training"},
-    "sharing": {"types", "model", "networks", "priors"},
+    "sharing": {"types", "data", "model", "networks", "priors"},
 }
 # A face over all of them, which none of them knows.
 ARROWS["estimator"] = set(ARROWS) - {"checkpoints", "distributions", "plotting"}

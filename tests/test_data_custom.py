@@ -65,9 +65,9 @@ def test_every_kind_of_file_gives_the_same_standardised_rows(kind, rows, tmp_pat
     np.testing.assert_allclose(train.mean(axis=0), 0.0, atol=1e-6)
     np.testing.assert_allclose(train.std(axis=0), 1.0, rtol=1e-5)
     # Undone, all rows of the file are there once.
-    statistics = dataset.statistics
+    units = dataset.standardisation
     back = np.concatenate([part.examples for part in parts])
-    back = back * statistics["scale"] + statistics["mean"]
+    back = back * units.scale + units.mean
     order = np.lexsort(back.T[:1])
     np.testing.assert_allclose(back[order], rows[np.lexsort(rows.T[:1])], rtol=1e-4)
 
@@ -99,7 +99,7 @@ def test_a_folder_of_images_is_grey_and_bernoulli(tmp_path):
     (tmp_path / "pictures" / ".hidden").write_text("of the system")
     dataset = custom.load(str(tmp_path / "pictures"))
     assert dataset.train.examples.shape == (6, 6, 5, 1)
-    assert dataset.statistics is None
+    assert dataset.standardisation is None
     assert 0.0 <= dataset.train.examples.min() < dataset.train.examples.max() <= 1.0
     assert "bytes" in dataset.source
     whole = custom.read_images(tmp_path / "pictures")[0]
@@ -157,18 +157,19 @@ def test_the_likelihood_is_chosen_by_the_data(examples, likelihood, scale):
     assert units.likelihood == likelihood
     assert units.reason.lower().startswith(likelihood)
     if scale is not None:
-        np.testing.assert_array_equal(units.scale, scale)
-        np.testing.assert_array_equal(units.mean, 0.0)
+        np.testing.assert_array_equal(units.standardisation.scale, scale)
+        np.testing.assert_array_equal(units.standardisation.mean, 0.0)
 
 
 def test_columns_of_one_unit_share_a_scale_and_others_do_not(rows):
-    together = custom.choose_units(COUNTS)
+    together = custom.choose_units(COUNTS).standardisation
     assert np.ptp(together.scale) == 0.0
     np.testing.assert_allclose(np.square(together.apply(COUNTS)).mean(), 1.0, rtol=1e-5)
-    apart = custom.choose_units(rows)
+    apart = custom.choose_units(rows).standardisation
     np.testing.assert_allclose(apart.apply(rows).std(axis=0), 1.0, rtol=1e-5)
-    assert np.ptp(custom.choose_units(rows, scaling="common").scale) == 0.0
-    kept = custom.choose_units(rows, scaling="none")
+    common = custom.choose_units(rows, scaling="common").standardisation
+    assert np.ptp(common.scale) == 0.0
+    kept = custom.choose_units(rows, scaling="none").standardisation
     np.testing.assert_array_equal(kept.apply(rows), rows.astype(np.float32))
 
 
@@ -177,7 +178,7 @@ def test_constant_columns_are_named_and_kept():
     rows[:, 2] = 7.0
     units = custom.choose_units(rows)
     assert "1 of 4 columns are constant (2)" in units.reason
-    np.testing.assert_array_equal(units.apply(rows)[:, 2], 0.0)
+    np.testing.assert_array_equal(units.standardisation.apply(rows)[:, 2], 0.0)
 
 
 @pytest.mark.parametrize("value", [0.1, 36.6, 3e-12, 1e6 + 0.3])
@@ -187,12 +188,12 @@ def test_constant_columns_are_known_among_many_rows(value):
     rows[:, 1] = value
     units = custom.choose_units(rows)
     assert "1 of 2 columns are constant (1)" in units.reason
-    assert units.scale[1] == 1.0
+    assert units.standardisation.scale[1] == 1.0
 
 
 def test_columns_far_from_zero_are_standardised_without_loss():
     rows = np.random.default_rng(0).normal(1e9, 1.0, (500, 2))
-    scaled = custom.choose_units(rows).apply(rows)
+    scaled = custom.choose_units(rows).standardisation.apply(rows)
     np.testing.assert_allclose(scaled.std(axis=0), 1.0, rtol=1e-4)
 
 
@@ -458,7 +459,7 @@ def test_examples_are_drawn_in_their_own_units(tmp_path):
             np.testing.assert_allclose(frames[:, 1], wanted, atol=1e-6)
             continue
         # Of all training images the darkest pixel is black, the brightest white.
-        own = train * dataset.statistics["scale"] + dataset.statistics["mean"]
+        own = train * dataset.standardisation.scale + dataset.standardisation.mean
         own = (own - own.min()) / np.ptp(own)
         wanted = own if name == "colour" else own.mean(axis=3)
         np.testing.assert_allclose(frames, wanted, atol=1e-5)

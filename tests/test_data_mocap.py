@@ -923,9 +923,9 @@ def folded(channels):
     return channels
 
 
-def rows_of(split, statistics):
+def rows_of(split, units):
     """Which frame of all each example is; every frame is another one."""
-    angles = split.examples * statistics["scale"] + statistics["mean"]
+    angles = split.examples * units.scale + units.mean
     wanted = folded(ALL)[:, KEPT]
     # Squared distances but for what is the same for all frames.
     return (np.sum(wanted**2, axis=1) - 2.0 * angles @ wanted.T).argmin(axis=1)
@@ -950,26 +950,26 @@ def test_examples_are_standardised_angles_with_labels(tiny):
     assert dataset.label_names == motions
     numbers = [motions.index(motion) for motion, n in TRIALS.values() for _ in range(n)]
     angles = folded(ALL)[:, KEPT]
-    statistics = dataset.statistics
+    units = dataset.standardisation
     rows = {}
     for name, count in zip(SPLITS, COUNTS.values(), strict=True):
         split = getattr(dataset, name)
         assert split.examples.shape == (count, 50)
         assert split.examples.dtype == np.float32
         assert split.targets.dtype == np.int64
-        rows[name] = rows_of(split, statistics)
+        rows[name] = rows_of(split, units)
         assert (np.diff(rows[name]) > 0).all()  # by trial and time
-        wanted = (angles[rows[name]] - statistics["mean"]) / statistics["scale"]
+        wanted = (angles[rows[name]] - units.mean) / units.scale
         np.testing.assert_allclose(split.examples, wanted, atol=2e-6)
         np.testing.assert_array_equal(split.targets, np.array(numbers)[rows[name]])
     assert len(np.unique(np.concatenate(list(rows.values())))) == sum(COUNTS.values())
     # Of the training split alone.
     train = angles[rows["train"]]
-    for found in statistics.values():
+    for found in units:
         assert (found.shape, found.dtype) == ((50,), np.float64)
-    np.testing.assert_allclose(statistics["mean"], train.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(statistics["scale"], train.std(axis=0), rtol=1e-12)
-    assert (np.abs(angles.mean(axis=0) - statistics["mean"]) > 1e-3).all()
+    np.testing.assert_allclose(units.mean, train.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(units.scale, train.std(axis=0), rtol=1e-12)
+    assert (np.abs(angles.mean(axis=0) - units.mean) > 1e-3).all()
 
 
 @pytest.mark.parametrize("scaling", ["turns", "radians", "standard", "range"])
@@ -985,7 +985,7 @@ def test_scalings_are_of_the_training_split(tiny, scaling):
     if scaling == "standard":
         np.testing.assert_allclose(train.std(axis=0), 1.0, atol=1e-6)
     if scaling in ("turns", "radians"):
-        angles = folded(ALL)[:, KEPT][rows_of(dataset.train, dataset.statistics)]
+        angles = folded(ALL)[:, KEPT][rows_of(dataset.train, dataset.standardisation)]
         unit = {"turns": 360.0, "radians": 180.0 / np.pi}[scaling]
         wanted = (angles - angles.mean(axis=0)) / unit
         np.testing.assert_allclose(train, wanted, atol=1e-6)
@@ -1012,7 +1012,7 @@ def test_folding_keeps_sines_and_small_angles():
 
 def test_only_hands_and_thumbs_are_folded(tiny):
     dataset = tiny_load(tiny)
-    mean, scale = dataset.statistics["mean"], dataset.statistics["scale"]
+    mean, scale = dataset.standardisation.mean, dataset.standardisation.scale
     largest = np.abs(dataset.train.examples * scale + mean).max(axis=0)
     for joint, columns in dataset.motion.joints.items():
         if joint in ("lhand", "rhand", "lthumb", "rthumb"):
@@ -1029,7 +1029,7 @@ def test_poses_undo_the_scaling(tiny, scaling):
     assert motion.points == CMU.points
     np.testing.assert_array_equal(motion.parents, CMU.parents)
     examples = dataset.test.examples
-    wanted = folded(ALL)[rows_of(dataset.test, dataset.statistics)]
+    wanted = folded(ALL)[rows_of(dataset.test, dataset.standardisation)]
     wanted[:, :6] = 0.0
     found = motion.poses(examples)
     assert (found.shape, found.dtype) == ((len(examples), 31, 3), np.float64)
@@ -1075,7 +1075,7 @@ def test_lower_frame_rates_keep_every_nth_frame(tiny, frame_rate):
         tiny, frame_rate=frame_rate, num_train=50, num_validation=9, num_test=9
     )
     assert f", {frame_rate} frames a second," in dataset.source
-    rows = rows_of(dataset.train, dataset.statistics)
+    rows = rows_of(dataset.train, dataset.standardisation)
     starts = np.cumsum([0, *(n for _, n in TRIALS.values())])
     within = rows - starts[np.searchsorted(starts, rows, side="right") - 1]
     assert (within % step == 0).all()
@@ -1456,7 +1456,7 @@ def test_the_random_split_draws_frames_singly():
 def test_the_random_split_is_there_by_name(tiny):
     dataset = tiny_load(tiny, split="random", seed=3)
     assert "; random split with seed 3, " in dataset.source
-    rows = [rows_of(getattr(dataset, name), dataset.statistics) for name in SPLITS]
+    rows = [rows_of(getattr(dataset, name), dataset.standardisation) for name in SPLITS]
     wanted = cmu_mocap.split_random(len(ALL), tuple(COUNTS.values()), 3)
     for found, want in zip(rows, wanted, strict=True):
         np.testing.assert_array_equal(found, want)

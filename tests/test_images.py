@@ -17,7 +17,7 @@ from experiments import build, cli, figures, metrics, runs, tables
 from vhp_jax import distributions, evaluation, priors, training
 from vhp_jax.checkpoints import Checkpointer, CheckpointError
 from vhp_jax.data import static_mnist
-from vhp_jax.data.base import DataError, Dataset, Split
+from vhp_jax.data.base import DataError, Dataset, Split, Standardisation
 
 pytestmark = pytest.mark.optax
 undrawn = pytest.mark.usefixtures("undrawn")
@@ -185,7 +185,7 @@ def test_pseudo_inputs_are_limited_where_the_data_are():
     config = tiny(model__prior="vamp")
     dataset = build.build(config).dataset
     assert build.build(config, dataset).model.prior.bounds == (0.0, 1.0)
-    moved = dataset._replace(statistics={"mean": np.zeros(1), "scale": np.ones(1)})
+    moved = dataset._replace(standardisation=Standardisation(np.zeros(1), np.ones(1)))
     assert build.build(config, moved).model.prior.bounds is None
 
 

@@ -157,8 +157,8 @@ def test_interpolate_draws_strips_and_films_of_all_default_pairs(workdir):
     decoded = restored.run.experiment.model.reconstruct(
         restored.first(), jnp.asarray(z)
     )
-    statistics = restored.run.experiment.dataset.statistics
-    degrees = np.asarray(decoded) * statistics["scale"] + statistics["mean"]
+    units = restored.run.experiment.dataset.standardisation
+    degrees = np.asarray(decoded) * units.scale + units.mean
     np.testing.assert_allclose(x, degrees, rtol=1e-4, atol=1e-3)
 
 
@@ -180,7 +180,7 @@ def test_the_statistics_of_the_data_are_kept_and_compared(workdir):
     restored = runs.restore(workdir)
     kept = restored.state.statistics
     dataset = restored.run.experiment.dataset
-    for name, array in dataset.statistics.items():
+    for name, array in dataset.standardisation._asdict().items():
         np.testing.assert_allclose(kept[name], array, rtol=1e-6)
     # Other files, or another way to scale them, are not what it was trained on.
     state = restored.state.replace(statistics=kept | {"scale": 2.0 * kept["scale"]})

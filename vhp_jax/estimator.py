@@ -14,7 +14,7 @@ import math
 import numbers
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -32,9 +32,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vhp_jax import beta, evaluation, graph, networks, objectives, sharing, training
 from vhp_jax import kappa as kappas
-from vhp_jax.data import custom
+from vhp_jax.data import Standardisation, custom
 from vhp_jax.model import VAE
 from vhp_jax.priors import HierarchicalPrior
+from vhp_jax.training import progress_text
 from vhp_jax.types import Params, PRNGKey
 
 ROWS = 256  # examples per compiled call, always: a row is coded alike in any company
@@ -153,9 +154,10 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         X = self._examples(X, reset=True)
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
         units = custom.choose_units(X, self.likelihood, self.scaling)
-        self.likelihood_, self.mean_, self.scale_, reason = units
-        self._say(1, reason)
-        examples = units.apply(X)
+        self.likelihood_ = units.likelihood
+        self.mean_, self.scale_ = units.standardisation
+        self._say(1, units.reason)
+        examples = units.standardisation.apply(X)
         self.model_ = self._make_model(examples)
         keys = jax.random.split(jax.random.key(self.seed_), 3)
         key_split, key_kappa, key_train = keys
@@ -279,17 +281,16 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         data = jnp.asarray(examples)
         limit = self.max_initial_steps or max(1, self.max_steps // 2)
         limit = min(limit, self.max_steps)
-        columns: list[dict[str, float]] = []
+        columns: list[dict[str, Any]] = []
         done, told = 0, False
         while done < self.max_steps:
             length = min(INTERVAL, self.max_steps - done)
             state, metrics = loop(state, data, num_steps=length)
             done += length
-            columns.append(
-                _summary(done, self.kappa_, jax.tree.map(np.asarray, metrics))
-            )
-            last = columns[-1]
-            self._say(2, _progress(last, self.max_steps, self.kappa_))
+            metrics = jax.tree.map(np.asarray, metrics)
+            last = training.summarise(done, self.kappa_, metrics)
+            columns.append(last)
+            self._say(2, f"step {done}/{self.max_steps}: {progress_text(last)}")
             if not math.isfinite(last["loss"]):
                 raise ValueError(
                     f"not finite within {done} steps: try a smaller learning_rate than "
@@ -389,7 +390,7 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             )
         decoded = evaluation.decode(self.model_, self.params_, z, ROWS)
         decoded = decoded.reshape(len(z), *self.example_shape_)
-        return (decoded * self.scale_ + self.mean_).astype(np.float32)
+        return self._units().invert(decoded)
 
     def sample(self, num: int = 1, random_state: Any = None) -> np.ndarray:
         """Means of x of draws from the learned prior, float32 [num, *example].
@@ -531,12 +532,7 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             self.model_,
             self.params_,
             tuple(self.example_shape_),
-            None
-            if is_plain
-            else sharing.Standardisation(
-                np.asarray(self.mean_, np.float64), np.asarray(self.scale_, np.float64)
-            ),
-            {},
+            None if is_plain else self._units(),
             config,
             {
                 "likelihood": self.likelihood_,
@@ -562,6 +558,9 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
+
+    def _units(self) -> Standardisation:
+        return Standardisation(np.asarray(self.mean_), np.asarray(self.scale_))
 
     def _examples(self, X: Any, reset: bool) -> np.ndarray:
         """X as an array of examples, checked; remembers its shape with `reset`."""
@@ -601,7 +600,7 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _scaled(self, X: Any) -> np.ndarray:
         """Examples in the units of the model."""
         array = self._examples(X, reset=False)
-        scaled = custom.Units("", self.mean_, self.scale_, "").apply(array)
+        scaled = self._units().apply(array)
         if self.likelihood_ == "bernoulli" and not (
             0.0 <= scaled.min() <= scaled.max() <= 1.0
         ):
@@ -674,31 +673,6 @@ def _in_rows(array: np.ndarray) -> Iterable[np.ndarray]:
     padding = [(0, -len(array) % ROWS)] + [(0, 0)] * (array.ndim - 1)
     padded = np.pad(array, padding, "edge")
     return padded.reshape(-1, ROWS, *array.shape[1:])
-
-
-def _summary(
-    step: int, kappa: float, metrics: training.StepMetrics
-) -> dict[str, float]:
-    """One entry of the history, named as the lines of metrics.jsonl are."""
-    return {
-        "step": step,
-        "loss": float(metrics.loss.mean()),
-        "distortion": float(metrics.distortion.mean()),
-        "rate": float(metrics.rate.mean()),
-        "constraint": float(metrics.constraint[-1]),
-        "kappa_squared": kappa**2,
-        "beta": float(metrics.beta[-1]),
-        "initial_phase": bool(metrics.initial_phase[-1]),
-    }
-
-
-def _progress(line: Mapping[str, float], steps: int, kappa: float) -> str:
-    phase = "initial" if line["initial_phase"] else "main"
-    return (
-        f"step {line['step']}/{steps}: loss {line['loss']:.3f}, C_hat "
-        f"{line['constraint']:.3g} (kappa^2 {kappa**2:.3g}), beta {line['beta']:.3g}, "
-        f"{phase} phase"
-    )
 
 
 def _gathered(X: Any) -> Any:

@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vhp_jax import networks, priors
+from vhp_jax.data import Standardisation
 from vhp_jax.model import VAE
 from vhp_jax.types import Latents, Params, PyTree
 
@@ -39,6 +40,7 @@ WEIGHTS, MODEL, CONFIG, CARD = (
 )
 ENCODER, DECODER = "encoder.jax_export", "decoder.jax_export"
 PLATFORMS = ("cpu", "cuda", "tpu")
+UNITS = "statistics/x_mean", "statistics/x_scale"  # of the standardisation
 _CLASSES = {
     kind.__name__: kind
     for kind in (
@@ -63,18 +65,6 @@ class ExportError(ValueError):
     """A folder that cannot be written, or is not the whole of an export; one line."""
 
 
-class Standardisation(NamedTuple):
-    """x -> (x - mean) / scale, from the units of the data to those of the model.
-
-    Attributes:
-      mean: float64, of the shape of an example.
-      scale: float64, of the shape of an example.
-    """
-
-    mean: np.ndarray
-    scale: np.ndarray
-
-
 class SharedModel(NamedTuple):
     """All that an export holds.
 
@@ -83,7 +73,6 @@ class SharedModel(NamedTuple):
       params: its parameters, NumPy float32.
       example_shape: of one example, without the batch axis.
       standardisation: None where the model takes the data as they are.
-      statistics: other arrays that belong to the data, by name.
       config: what the model was made with, as JSON.
       facts: what is known of it (kappa, steps, data, ...), as JSON.
     """
@@ -92,7 +81,6 @@ class SharedModel(NamedTuple):
     params: Params
     example_shape: tuple[int, ...]
     standardisation: Standardisation | None
-    statistics: Mapping[str, np.ndarray]
     config: Mapping[str, Any]
     facts: Mapping[str, Any]
 
@@ -198,25 +186,20 @@ def read(folder: str | os.PathLike[str]) -> SharedModel:
             f"{folder / WEIGHTS}: damaged, {len(content)} bytes: {_line(error)}"
         ) from None
     params = _params(folder / WEIGHTS, like, tensors)
-    arrays = {
-        name.removeprefix("statistics/"): tensor
-        for name, tensor in tensors.items()
-        if name.startswith("statistics/")
-    }
     standardisation = None
-    if "x_mean" in arrays and "x_scale" in arrays:
-        standardisation = Standardisation(arrays.pop("x_mean"), arrays.pop("x_scale"))
-        for name, array in standardisation._asdict().items():
+    if all(name in tensors for name in UNITS):
+        standardisation = Standardisation(*(tensors[name] for name in UNITS))
+        for name, array in zip(UNITS, standardisation, strict=True):
             if array.shape != shape:
                 raise ExportError(
-                    f"{folder / WEIGHTS}: statistics/x_{name} has shape "
-                    f"{list(array.shape)}, wanted {list(shape)}"
+                    f"{folder / WEIGHTS}: {name} has shape {list(array.shape)}, "
+                    f"wanted {list(shape)}"
                 )
     config = _read_json(folder / CONFIG)
     for name, digest in digests.items():
         if name != CARD and _digest(_read_bytes(folder / name)) != digest:
             raise ExportError(f"{folder / name}: changed since it was written")
-    return SharedModel(model, params, shape, standardisation, arrays, config, facts)
+    return SharedModel(model, params, shape, standardisation, config, facts)
 
 
 def describe(value: Any) -> Any:
@@ -360,11 +343,9 @@ def _tensors(shared: SharedModel) -> Iterator[tuple[str, np.ndarray]]:
     """Everything that model.safetensors holds, by name."""
     for name, leaf in _named(shared.params):
         yield name, np.asarray(leaf, np.float32, order="C")
-    arrays = dict(shared.statistics)
     if shared.standardisation is not None:
-        arrays |= {f"x_{k}": v for k, v in shared.standardisation._asdict().items()}
-    for name, array in arrays.items():
-        yield f"statistics/{name}", np.asarray(array, order="C")
+        for name, array in zip(UNITS, shared.standardisation, strict=True):
+            yield name, np.asarray(array, order="C")
 
 
 def _named(params: PyTree) -> list[tuple[str, Any]]:

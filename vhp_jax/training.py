@@ -6,7 +6,7 @@ resumed takes the same steps.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, no_type_check
 
 import flax.struct
@@ -95,6 +95,39 @@ class StepMetrics(NamedTuple):
     constraint: Scalar
     beta: Scalar
     initial_phase: Flag
+
+
+def summarise(step: int, kappa: float, metrics: StepMetrics) -> dict[str, Any]:
+    """Some steps of one seed in numbers, as in a line of metrics.jsonl.
+
+    Args:
+      step: the last of them.
+      kappa: bound on the error.
+      metrics: of the steps, [T].
+
+    Returns:
+      Means of `loss`, `distortion` and `rate`; `constraint`, `beta` and
+      `initial_phase` of the last step; `step` and `kappa_squared`.
+    """
+    return {
+        "step": step,
+        "loss": float(metrics.loss.mean()),
+        "distortion": float(metrics.distortion.mean()),
+        "rate": float(metrics.rate.mean()),
+        "constraint": float(metrics.constraint[-1]),
+        "kappa_squared": kappa**2,
+        "beta": float(metrics.beta[-1]),
+        "initial_phase": bool(metrics.initial_phase[-1]),
+    }
+
+
+def progress_text(line: Mapping[str, Any]) -> str:
+    """What `summarise` gives, in words."""
+    return (
+        f"loss {line['loss']:.3f}, C_hat {line['constraint']:.3g} "
+        f"(kappa^2 {line['kappa_squared']:.3g}), beta {line['beta']:.3g}, "
+        f"{'initial' if line['initial_phase'] else 'main'} phase"
+    )
 
 
 TrainStep = Callable[[TrainState, PRNGKey, Examples], tuple[TrainState, StepMetrics]]

@@ -1,7 +1,7 @@
 """Pendulum, VHP + REWO: the main job (Sec. 4.1, Table 1).
 
 Command:   python -m experiments.train --config=pendulum
-Hardware:  2 CPU cores, two to three minutes (one core: two and a half)
+Hardware:  2 CPU cores, one to three minutes; one core: three to five
 Expected:  a closed even ring; `evaluate --metrics=ols` gives 0.011 to 0.020 rad
            (results/table1.md; the paper has 0.054)
 """

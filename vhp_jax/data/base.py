@@ -23,6 +23,28 @@ class Split(NamedTuple):
     targets: np.ndarray
 
 
+class Standardisation(NamedTuple):
+    """x -> (x - mean) / scale, from the units of the data to those of the model.
+
+    Attributes:
+      mean: float64, of the shape of an example.
+      scale: float64, of the shape of an example, above 0.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+    def apply(self, examples: np.ndarray) -> np.ndarray:
+        """Examples [N, *example] in the units of the model, float32."""
+        scaled = (np.asarray(examples, np.float64) - self.mean) / self.scale
+        return scaled.astype(np.float32)
+
+    def invert(self, examples: np.ndarray) -> np.ndarray:
+        """Examples [N, *example] in the units of the data, float32."""
+        own = np.asarray(examples, np.float64) * self.scale + self.mean
+        return own.astype(np.float32)
+
+
 class Motion(NamedTuple):
     """How the examples of a motion data set are read as bodies.
 
@@ -56,8 +78,8 @@ class Dataset(NamedTuple):
         images anew; validation and test were drawn once with a fixed seed.
       label_names: what the labels 0, 1, ... stand for; empty where they are digits or
         there are none.
-      statistics: by name, what the examples were standardised with, of the training
-        split alone; None where they are as the files have them. Kept in checkpoints.
+      standardisation: of the examples, by the training split alone; None where they are
+        as the files have them. Kept in checkpoints.
       motion: how to draw examples that are frames of a motion; None for images.
       digest: SHA-256 of all examples as the files have them, where the files are the
         user's own; None where they are known by their checksums or made here.
@@ -71,23 +93,14 @@ class Dataset(NamedTuple):
     test: Split
     dynamic: bool = False
     label_names: tuple[str, ...] = ()
-    statistics: Mapping[str, np.ndarray] | None = None
+    standardisation: Standardisation | None = None
     motion: Motion | None = None
     digest: str | None = None
 
     def own_units(self, examples: np.ndarray) -> np.ndarray:
-        """Examples in the units of the files: what standardised them is undone.
-
-        Args:
-          examples: [..., *example] as the model sees them.
-
-        Returns:
-          The same where they are not standardised; else float32 of the same shape.
-        """
-        if self.statistics is None:
-            return examples
-        mean, scale = (np.float32(self.statistics[name]) for name in ("mean", "scale"))
-        return np.asarray(examples, np.float32) * scale + mean
+        """Examples [N, *example] in the units of the files, float32."""
+        units = self.standardisation
+        return examples if units is None else units.invert(examples)
 
     def measured(self, name: str) -> Split:
         """A split as it is measured: images, also where it holds Bernoulli means.

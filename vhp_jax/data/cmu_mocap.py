@@ -33,7 +33,7 @@ from vhp_jax.data.asf_amc import (
     decode_asf,
     forward_kinematics,
 )
-from vhp_jax.data.base import DataError, Dataset, Motion, Split
+from vhp_jax.data.base import DataError, Dataset, Motion, Split, Standardisation
 
 NAME = "cmu_mocap"
 HOME = "mocap.cs.cmu.edu (labels.csv lists the trials)"
@@ -159,8 +159,7 @@ def load(
 
     Returns:
       Splits with examples float32 [N, 50] and targets int64 [N], 0 to 4 in the order of
-      MOTIONS, both by trial and time. In `statistics` are "mean" and "scale", float64
-      [50] degrees: an example is (angle - mean) / scale.
+      MOTIONS, both by trial and time. `standardisation` is of angles in degrees, [50].
 
     Raises:
       DataError: a file is missing, damaged, unsafe or not the known one.
@@ -192,10 +191,10 @@ def load(
         parts = split_blocks(frames.lengths, tuple(counts.values()), frame_rate, seed)
     else:
         parts = split_random(sum(frames.lengths), tuple(counts.values()), seed)
-    statistics = fit_scaling(frames.angles[parts[0]], scaling)
-    examples = (frames.angles - statistics["mean"]) / statistics["scale"]
+    standardisation = fit_scaling(frames.angles[parts[0]], scaling)
+    examples = standardisation.apply(frames.angles)
     train, validation, test = (
-        Split(examples[part].astype(np.float32), frames.motions[part]) for part in parts
+        Split(examples[part], frames.motions[part]) for part in parts
     )
     checked = "checksums verified" if verify else "checksums NOT verified"
     return Dataset(
@@ -207,8 +206,8 @@ def load(
         validation,
         test,
         label_names=MOTIONS,
-        statistics=statistics,
-        motion=bodies(skeleton, statistics),
+        standardisation=standardisation,
+        motion=bodies(skeleton, standardisation),
     )
 
 
@@ -420,34 +419,33 @@ def fold(degrees: np.ndarray) -> np.ndarray:
     return np.degrees(np.arcsin(np.sin(np.radians(degrees))))
 
 
-def fit_scaling(angles: np.ndarray, scaling: str) -> dict[str, np.ndarray]:
-    """The mean and scale that make examples of angles.
+def fit_scaling(angles: np.ndarray, scaling: str) -> Standardisation:
+    """What makes examples of angles.
 
     Args:
       angles: of the training split, [N, 50] degrees.
       scaling: see `load`.
 
     Returns:
-      float64 [50] each, "mean" and "scale": an example is (angle - mean) / scale.
-      Features that do not change at all are only centred.
+      Of [50] features. Those that do not change at all are only centred.
     """
     if scaling in UNITS:
         scale = np.full(angles.shape[1], UNITS[scaling])
-        return {"mean": angles.mean(axis=0), "scale": scale}
+        return Standardisation(angles.mean(axis=0), scale)
     if scaling == "range":
         mean = angles.min(axis=0)
         scale = angles.max(axis=0) - mean
     else:
         mean, scale = angles.mean(axis=0), angles.std(axis=0)
-    return {"mean": mean, "scale": np.where(scale > SMALLEST_SCALE, scale, 1.0)}
+    return Standardisation(mean, np.where(scale > SMALLEST_SCALE, scale, 1.0))
 
 
-def bodies(skeleton: Skeleton, statistics: Mapping[str, np.ndarray]) -> Motion:
+def bodies(skeleton: Skeleton, standardisation: Standardisation) -> Motion:
     """How examples are read as bodies, all of them of this skeleton."""
     names = feature_names(NAME, skeleton)
     columns = [skeleton.channels.index(name) for name in names]
     standing = np.array([CONSTANT.get(name, 0.0) for name in skeleton.channels])
-    mean, scale = statistics["mean"], statistics["scale"]
+    mean, scale = standardisation
 
     def poses(examples: np.ndarray) -> np.ndarray:
         channels = np.tile(standing, (len(examples), 1))

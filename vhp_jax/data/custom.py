@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vhp_jax.data.base import DataError, Dataset, Split
+from vhp_jax.data.base import DataError, Dataset, Split, Standardisation
 from vhp_jax.data.files import describe
 
 NAME = "custom"
@@ -27,24 +27,17 @@ IMAGE_NAMES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"
 
 
 class Units(NamedTuple):
-    """How a model is to see examples: likelihood and x -> (x - mean) / scale.
+    """How a model is to see examples.
 
     Attributes:
       likelihood: "gaussian" or "bernoulli".
-      mean: float64, of the shape of an example.
-      scale: float64, of the shape of an example, above 0.
+      standardisation: of the examples; for Bernoulli means of full scale 1 it divides.
       reason: what was chosen and why, in words.
     """
 
     likelihood: str
-    mean: np.ndarray
-    scale: np.ndarray
+    standardisation: Standardisation
     reason: str
-
-    def apply(self, examples: np.ndarray) -> np.ndarray:
-        """To the units of the model, float32."""
-        scaled = (np.asarray(examples, np.float64) - self.mean) / self.scale
-        return scaled.astype(np.float32)
 
 
 def checked(place: object, values: Any, least: int = 2) -> np.ndarray:
@@ -181,8 +174,7 @@ def choose_units(
         values = "binary" if top == extreme == 1.0 else values
         return Units(
             "bernoulli",
-            np.zeros(shape),
-            np.full(shape, top),
+            Standardisation(np.zeros(shape), np.full(shape, top)),
             f"Bernoulli likelihood: the values are {values}",
         )
     mean = examples.mean(axis=0, dtype=np.float64)
@@ -213,7 +205,7 @@ def choose_units(
         mean, scale = np.zeros(shape), np.ones(shape)
         words = "the values are taken as they are"
     reason = "; ".join([f"Gaussian likelihood: {words}", *notes])
-    return Units("gaussian", mean, scale, reason)
+    return Units("gaussian", Standardisation(mean, scale), reason)
 
 
 def load(
@@ -243,8 +235,8 @@ def load(
       colour: whether images keep three channels; else they are made grey.
 
     Returns:
-      Images in [0, 1] and standardised rows; statistics where they are standardised,
-      and the digest of the examples in their order in the file or folder.
+      Images in [0, 1] or standardised examples, and the digest of the examples in their
+      order in the file or folder.
 
     Raises:
       DataError: the file is missing, damaged, or holds what cannot be trained on.
@@ -288,7 +280,8 @@ def load(
     targets = np.zeros(count, np.int64) if labels is None else labels
 
     def take(split: str) -> Split:
-        return Split(units.apply(examples[places[split]]), targets[places[split]])
+        chosen = examples[places[split]]
+        return Split(units.standardisation.apply(chosen), targets[places[split]])
 
     return Dataset(
         NAME,
@@ -298,9 +291,9 @@ def load(
         take("validation"),
         take("test"),
         label_names=names,
-        statistics=None
+        standardisation=None
         if units.likelihood == "bernoulli"
-        else {"mean": units.mean, "scale": units.scale},
+        else units.standardisation,
         digest=hashlib.sha256(np.ascontiguousarray(examples).data).hexdigest(),
     )
 

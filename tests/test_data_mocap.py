@@ -995,8 +995,8 @@ def test_a_feature_that_does_not_change_is_only_centred():
     angles = np.array([[1.0, 7.0], [3.0, 7.0]])
     for scaling, mean, scale in (("standard", 2.0, 1.0), ("range", 1.0, 2.0)):
         found = cmu_mocap.fit_scaling(angles, scaling)
-        np.testing.assert_allclose(found["mean"], [mean, 7.0])
-        np.testing.assert_allclose(found["scale"], [scale, 1.0])
+        np.testing.assert_allclose(found.mean, [mean, 7.0])
+        np.testing.assert_allclose(found.scale, [scale, 1.0])
 
 
 def test_folding_keeps_sines_and_small_angles():

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from experiments import runs, views
 from vhp_jax import beta, evaluation, graph, plotting
 from vhp_jax.data import Dataset
-from vhp_jax.types import Params, PRNGKey
+from vhp_jax.types import Params
 
 save = plotting.save_figure
 
@@ -210,7 +210,7 @@ class Interpolation:
                 )
         self.pairs = pairs
         self.view = views.view(run.experiment.dataset)
-        self.graph, self.num_bridges = prior_graph(run, params, jax.random.key(seed))
+        self.graph, self.num_bridges = run.prior_graph(params, jax.random.key(seed))
         starts, ends = (
             evaluation.encode_dataset(model, params, examples[list(side)]).mean
             for side in zip(*pairs, strict=True)
@@ -244,16 +244,6 @@ class Interpolation:
             self.graph.edge_lengths,
             [path.points for path in self.paths],
         )
-
-
-def prior_graph(
-    run: runs.Run, params: Params, key: PRNGKey
-) -> tuple[graph.LatentGraph, int]:
-    """The config's graph over prior samples, bridged, and its number of bridges."""
-    config, model = run.config.graph, run.experiment.model
-    samples = evaluation.sample_prior(model, params, key, config.num_nodes)
-    built = graph.build_graph(samples, config.num_neighbours)
-    return graph.bridge_components(built), len(built.component_sizes) - 1
 
 
 def default_pairs(run: runs.Run) -> list[tuple[int, int]]:

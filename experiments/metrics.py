@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import cli, figures, runs, views
+from experiments import cli, runs, views
 from experiments.processes import ALONE, Group
 from vhp_jax import evaluation, graph
 from vhp_jax.data import Split
@@ -350,7 +350,7 @@ def smoothness(setting: Setting) -> Result:
     generator = np.random.default_rng(setting.seed)
     paths, bridges = [], []
     for key in jax.random.split(setting.key("smoothness"), NUM_GRAPHS):
-        latent_graph, num_bridges = figures.prior_graph(setting.run, params, key)
+        latent_graph, num_bridges = setting.run.prior_graph(params, key)
         pairs = [
             generator.choice(len(codes), 2, replace=False)
             for _ in range(PAIRS_PER_GRAPH)
@@ -396,8 +396,8 @@ def interpolation(setting: Setting) -> Result:
     if dataset.motion is not None or dataset.test.examples.ndim < 3:
         raise cli.UserError("interpolation wants images; of motions see smoothness")
     codes = evaluation.encode_dataset(model, setting.params, setting.split.examples)
-    latent_graph, num_bridges = figures.prior_graph(
-        setting.run, setting.params, setting.key("interpolation")
+    latent_graph, num_bridges = setting.run.prior_graph(
+        setting.params, setting.key("interpolation")
     )
     generator = np.random.default_rng(setting.seed)
     pairs = np.array(

@@ -28,11 +28,11 @@ from tqdm import tqdm
 import vhp_jax
 from experiments import build, cli, tracking
 from experiments.processes import ALONE, Group
-from vhp_jax import devices, evaluation, kappa, sharing, training
+from vhp_jax import devices, evaluation, graph, kappa, sharing, storage, training
 from vhp_jax.checkpoints import Checkpointer, CheckpointError
 from vhp_jax.data import Dataset, Standardisation, cache
 from vhp_jax.training import StepMetrics, TrainState
-from vhp_jax.types import Params, PyTree
+from vhp_jax.types import Params, PRNGKey, PyTree
 
 BEST = "best"  # beside checkpoints/: the parameters of the best validation
 LINE_SECONDS = 5.0  # plain progress lines are at least this far apart
@@ -172,23 +172,19 @@ def check_config(path: Path, config: ConfigDict) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with storage.replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def write_json(path: Path, value: object) -> None:
     """Replaces a JSON file in one step; floats that are not finite become null."""
-    write_text(path, json.dumps(_jsonable(value), indent=2) + "\n")
+    write_text(path, json.dumps(storage.plain(value), indent=2) + "\n")
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
     """Replaces an .npz file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    np.savez(temporary, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
+    with storage.replacing(path) as temporary:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -201,18 +197,6 @@ def read_json(path: Path) -> dict[str, Any]:
         raise cli.UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise cli.UserError(f"{path} holds {type(value).__name__}; wanted an object")
-    return value
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _jsonable(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
     return value
 
 
@@ -289,6 +273,15 @@ class Run:
         # One by one, so that each member is the one that its seed gives alone.
         members = [jax.jit(init)(key) for key in keys]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+
+    def prior_graph(
+        self, params: Params, key: PRNGKey
+    ) -> tuple[graph.LatentGraph, int]:
+        """The config's graph over prior samples, bridged, and its number of bridges."""
+        config, model = self.config.graph, self.experiment.model
+        return evaluation.prior_graph(
+            model, params, key, config.num_nodes, config.num_neighbours
+        )
 
     def members(self, tree: PyTree) -> Iterator[PyTree]:
         """The tree of each seed."""

@@ -17,15 +17,17 @@ COMMANDS = sorted((ROOT / "experiments").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.py"))
 
 # types -> distributions -> {networks, priors, objectives}; beta knows no model;
-# training gets the model as an argument; data, graph and plotting know no other room.
+# training gets the model as an argument; graph knows no other room, data and plotting
+# none but storage.
 ARROWS = {
     "types": set(),
     "beta": {"types"},
     "devices": {"types"},
     "checkpoints": {"types"},
     "distributions": {"types"},
+    "storage": set(),
     "graph": set(),
-    "plotting": set(),
+    "plotting": {"storage"},
     "networks": {"types", "distributions"},
     "priors": {"types", "distributions"},
     "model": {"types", "distributions", "priors"},
@@ -33,9 +35,9 @@ ARROWS = {
     "training": {"types", "beta", "devices", "objectives"},
     "evaluation": {"types", "devices", "distributions", "graph", "model", "objectives"}
     | {"priors"},
-    "data": {"data"},
+    "data": {"data", "storage"},
     "kappa": {"types", "beta", "evaluation", "objectives", "training"},
-    "sharing": {"types", "data", "model", "networks", "priors"},
+    "sharing": {"types", "data", "model", "networks", "priors", "storage"},
 }
 # A face over all of them, which none of them knows.
 ARROWS["estimator"] = set(ARROWS) - {"checkpoints", "distributions", "plotting"}

@@ -466,15 +466,18 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
           float32 [num, *example]; the ends are the reconstructions of a and b.
         """
         check_is_fitted(self)
-        if not (isinstance(num, numbers.Integral) and num >= 2):
-            raise ValueError(f"num must be at least 2, got {num!r}")
+        for name, value in (("num", num), ("num_nodes", num_nodes)):
+            if not (isinstance(value, numbers.Integral) and value >= 2):
+                raise ValueError(f"{name} must be a whole number >= 2, got {value!r}")
         ends = [np.asarray(end).reshape(1, *self.example_shape_) for end in (a, b)]
         start, end = self._encode(self._scaled(np.concatenate(ends))).mean
-        nodes = self._draw(num_nodes, None)
-        built = graph.build_graph(nodes, num_neighbours)
-        if (parts := len(built.component_sizes)) > 1:
+        found, num_bridges = evaluation.prior_graph(
+            self.model_, self.params_, self._key("samples"), num_nodes, num_neighbours
+        )
+        if num_bridges:
+            parts = num_bridges + 1
             self._say(1, f"the latent graph had {parts} parts, joined by bridges")
-        path = graph.shortest_path(graph.bridge_components(built), start, end)
+        path = graph.shortest_path(found, start, end)
         return self.inverse_transform(graph.resample_path(path.points, num))
 
     # --- Keeping ---------------------------------------------------------------------

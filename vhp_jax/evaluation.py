@@ -113,6 +113,29 @@ def decode(
     return np.concatenate(parts)
 
 
+def prior_graph(
+    model: VAE, params: Params, key: PRNGKey, num_nodes: int, num_neighbours: int
+) -> tuple[graph.LatentGraph, int]:
+    """The graph over prior samples that interpolations run along: Sec. 2.3.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      key: PRNG key of the samples.
+      num_nodes: samples of the prior.
+      num_neighbours: that each of them is joined to.
+
+    Returns:
+      The graph, and the number of bridges that joined its components.
+
+    Raises:
+      ValueError: see `graph.build_graph`.
+    """
+    nodes = sample_prior(model, params, key, num_nodes)
+    built = graph.build_graph(nodes, num_neighbours)
+    return graph.bridge_components(built), len(built.component_sizes) - 1
+
+
 class RateDistortion(NamedTuple):
     """Means over a data set, with the standard errors of those means.
 

@@ -37,6 +37,8 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from vhp_jax import storage
+
 _P = ParamSpec("_P")
 _Floats = NDArray[np.float64]
 
@@ -147,16 +149,9 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     Raises:
       OSError: the folder or file cannot be written; an old file stays as it was.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with _style():
-            # No version of matplotlib in the file: equal pictures are equal bytes.
-            figure.savefig(temporary, format="png", metadata={"Software": None})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with storage.replacing(Path(path)) as temporary, _style():
+        # No version of matplotlib in the file: equal pictures are equal bytes.
+        figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 @_styled
@@ -814,9 +809,6 @@ def save_animation(
     _want_some("poses", poses)
     view = side_view(poses)
     box = _Box.around(view)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     with _style():
         figure = Figure(figsize=(2.4, 0.3 + 2.4 * box.height / box.width), dpi=100)
         ax = figure.add_axes((0.0, 0.0, 1.0, 1.0 - 0.25 / figure.get_figheight()))
@@ -837,13 +829,10 @@ def save_animation(
             )
     first, *others = frames
     pause = round(1000 / frames_per_second)  # milliseconds
-    try:
+    with storage.replacing(Path(path)) as temporary:
         first.save(
             temporary, save_all=True, append_images=others, duration=pause, loop=0
         )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @_styled

@@ -14,7 +14,6 @@ a list of known classes.
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vhp_jax import networks, priors
+from vhp_jax import networks, priors, storage
 from vhp_jax.data import Standardisation
 from vhp_jax.model import VAE
 from vhp_jax.types import Latents, Params, PyTree
@@ -410,20 +409,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _json(value: Any) -> bytes:
-    return (json.dumps(_plain(value), indent=2) + "\n").encode()
-
-
-def _plain(value: Any) -> Any:
-    """Floats that are not finite as null, arrays as lists."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return (json.dumps(storage.plain(value), indent=2) + "\n").encode()
 
 
 def _digest(content: bytes) -> str:

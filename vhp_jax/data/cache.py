@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vhp_jax import storage
 from vhp_jax.data.base import DataError
 from vhp_jax.data.files import StrPath
 
@@ -157,15 +158,10 @@ def _writing(place: Path, recipe: Recipe) -> Iterator[None]:
 
 def _write(path: Path, content: bytes) -> None:
     """Writes a file that gets its name once it is whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with storage.replacing(path) as partial, partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _write_part(place: Path, recipe: Recipe, part: int, make: Make) -> None:

@@ -11,7 +11,6 @@ The cache is the environment variable TFDS_DATA_DIR, else tensorflow-datasets' d
 
 import hashlib
 import http.client
-import os
 import shutil
 import urllib.request
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from vhp_jax import storage
 from vhp_jax.data import files
 from vhp_jax.data.base import DataError
 
@@ -140,8 +140,7 @@ def _fetch(url: str, path: Path) -> None:
     Not by tensorflow-datasets' own manager, which tries for minutes where there is no
     network.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with storage.replacing(path) as partial:
         with urllib.request.urlopen(url, timeout=30) as response:
             with partial.open("wb") as file:
                 shutil.copyfileobj(response, file)
@@ -149,9 +148,6 @@ def _fetch(url: str, path: Path) -> None:
         seen = partial.stat().st_size
         if wanted is not None and seen != int(wanted):
             raise OSError(f"it ended after {seen} bytes, wanted {wanted}")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def stored_order(split: str, keys: Sequence[int | str]) -> list[int]:

@@ -21,6 +21,7 @@ from PIL import Image
 from vhp_jax.data import (
     fashion_mnist,
     files,
+    freyfaces,
     idx,
     mnist,
     omniglot,
@@ -1451,3 +1452,89 @@ def test_published_archives_give_the_rebuilt_file(chardata, tmp_path):
         found, wanted = getattr(rebuilt, name), getattr(chardata, name)
         np.testing.assert_array_equal(found.examples, wanted.examples)
         np.testing.assert_array_equal(found.targets, wanted.targets)
+
+
+# --- Frey faces ----------------------------------------------------------------------
+
+FRAMES = np.random.default_rng(0).integers(0, 256, (20, 560), np.uint8)
+
+
+class Command:
+    """Runs a command where it is unpickled as usual."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def write_frames(directory, content):
+    (directory / "freyfaces").mkdir(exist_ok=True)
+    (directory / "freyfaces" / "freyfaces.pkl").write_bytes(content)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [x]])
+def test_frames_are_read_shuffled_and_split(wrap, tmp_path):
+    write_frames(tmp_path, pickle.dumps(wrap(FRAMES), protocol=3))
+    arguments = {"num_validation": 3, "num_test": 5, "verify": False}
+    dataset = freyfaces.load(tmp_path, **arguments)
+    parts = [getattr(dataset, name).examples for name in SPLITS]
+    assert [part.shape for part in parts] == [(n, 28, 20, 1) for n in (12, 3, 5)]
+    every = np.concatenate(parts)
+    assert every.dtype == np.float32
+    seen = {image.tobytes() for image in np.rint(255.0 * every).astype(np.uint8)}
+    assert seen == {frame.tobytes() for frame in FRAMES}
+    assert not np.array_equal(every[0].ravel(), FRAMES[0] / np.float32(255.0))
+    other = freyfaces.load(tmp_path, seed=1, **arguments)
+    assert not np.array_equal(other.test.examples, dataset.test.examples)
+    with pytest.raises(ValueError, match="leave one of 20 frames"):
+        freyfaces.load(tmp_path, num_validation=15, num_test=5, verify=False)
+    with pytest.raises(DataError, match="sha256"):
+        freyfaces.load(tmp_path)
+
+
+def test_a_pickle_that_runs_something_is_refused_before_it_does(tmp_path):
+    ran = tmp_path / "ran"
+    for value in (Command(ran), [FRAMES, Command(ran)]):
+        write_frames(tmp_path, pickle.dumps(value, protocol=3))
+        with pytest.raises(DataError, match=r"names (posix|nt).system"):
+            freyfaces.load(tmp_path, verify=False)
+    write_frames(tmp_path, pickle.dumps(np.random.default_rng(0), protocol=3))
+    with pytest.raises(DataError, match=r"names numpy\.random"):
+        freyfaces.load(tmp_path, verify=False)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (pickle.dumps(FRAMES, protocol=3)[:-40], "wanted a pickle of one array"),
+        (b"<html>", "a web page"),
+        (b"", "nothing"),
+        (pickle.dumps([1, 2], protocol=3), "holds list, wanted an array of uint8"),
+        (pickle.dumps(FRAMES.astype("f4"), protocol=3), "holds float32, wanted"),
+        (pickle.dumps(FRAMES[:, :9], protocol=3), r"shape \(20, 9\), wanted \(N, 560"),
+    ],
+)
+def test_what_is_no_pickle_of_frames_is_one_line(content, wanted, tmp_path):
+    write_frames(tmp_path, content)
+    with pytest.raises(DataError, match=wanted) as error:
+        freyfaces.load(tmp_path, verify=False)
+    assert "\n" not in str(error.value)
+    assert "freyfaces.pkl" in str(error.value)
+
+
+def test_where_the_frames_are_to_be_had_is_said(tmp_path):
+    for directory in (None, tmp_path):
+        with pytest.raises(DataError, match="vae_vampprior"):
+            freyfaces.load(directory)
+
+
+def test_the_published_frames():
+    dataset = freyfaces.load(published("freyfaces"))
+    parts = [getattr(dataset, name).examples for name in SPLITS]
+    assert [len(part) for part in parts] == [1_565, 200, 200]
+    every = np.rint(255.0 * np.concatenate(parts)).astype(int)
+    assert (every.min(), every.max()) == (8, 238)
+    np.testing.assert_allclose(every.mean(), 154.46, atol=0.005)

@@ -410,7 +410,7 @@ def test_what_does_not_fit_a_config_is_one_line(name, key, value, wanted):
         build.build(cli.load_config(name, [(key, value)]))
 
 
-OTHERS = ("pendulum", "cmu", "custom")
+OTHERS = ("pendulum", "cmu", "custom", "freyfaces")
 IMAGE_CONFIGS = [n for n in cli.config_names() if not n.startswith(OTHERS)]
 
 

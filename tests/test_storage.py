@@ -15,9 +15,14 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         np.savez(temporary, x=np.arange(3))
         assert not path.exists()
     before = path.read_bytes()
-    with pytest.raises(OSError, match="full"), storage.replacing(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise OSError("the disk is full")
+
+    def fail():
+        with storage.replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 

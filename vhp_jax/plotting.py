@@ -1050,7 +1050,9 @@ def _point_colors(color: NDArray, color_by: str, labels: NDArray) -> NDArray:
 
 
 def _draw_class_key(figure: Figure, place: SubplotSpec, labels: NDArray) -> None:
-    """Draws the key of the classes' colours."""
+    """Draws the key of the classes' colours, where there are several."""
+    if len(labels) < 2:
+        return
     ax = figure.add_subplot(place)
     ax.set_axis_off()
     colors = _class_map(len(labels))(np.arange(len(labels)))

@@ -84,7 +84,8 @@ def train_rows(
                     print(f"{title}, seed {seed}: no time left")
                 else:
                     print(f"--- {title}, seed {seed}")
-                    runs.train(row.resolved(seed), path, left)
+                    draw = figures.training_figures
+                    runs.train(row.resolved(seed), path, left, draw=draw)
             except cli.FAILURES as error:
                 failures.append(f"{title}, seed {seed}: {error}")
                 print(failures[-1], flush=True)

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +22,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import vhp_jax
 from experiments import build, cli, tracking
 from experiments.processes import ALONE, Group
-from vhp_jax import devices, evaluation, graph, kappa, sharing, storage, training
+from vhp_jax import (
+    devices,
+    evaluation,
+    graph,
+    kappa,
+    plotting,
+    sharing,
+    storage,
+    training,
+)
 from vhp_jax.checkpoints import Checkpointer, CheckpointError
 from vhp_jax.data import Dataset, Standardisation, cache
 from vhp_jax.training import StepMetrics, TrainState
@@ -292,6 +302,9 @@ class Run:
                 yield jax.tree.map(lambda leaf, i=index: leaf[i], tree)
 
 
+Draw = Callable[[Run, WorkDir, Params], Iterable[tuple[str, Figure]]]
+
+
 def make_mesh(config: ConfigDict) -> Mesh | None:
     """The devices that share a batch; None where one process has one.
 
@@ -512,6 +525,7 @@ def train(
     max_minutes: float = math.inf,
     tensorboard: bool = False,
     group: Group = ALONE,
+    draw: Draw | None = None,
 ) -> dict[str, Any] | None:
     """Trains, or goes on training, in `workdir`; called by the process that leads.
 
@@ -521,6 +535,7 @@ def train(
       max_minutes: stop cleanly with a checkpoint after this long.
       tensorboard: whether metrics and figures are also written as TensorBoard events.
       group: the processes that take part; all but this one are in `follow`.
+      draw: the figures of a finished run, by name.
 
     Returns:
       The summary, or None if `max_minutes` ran out first.
@@ -553,7 +568,7 @@ def train(
             finished = trainer.run(stop, start + 60.0 * max_minutes)
         if signum := stop.signum or group.signum:
             raise cli.InterruptedRunError(signum)
-        return trainer.finish() if finished else None
+        return trainer.finish(draw) if finished else None
 
 
 def follow(config: ConfigDict, group: Group) -> None:
@@ -932,14 +947,13 @@ class _Trainer:
             targets=split.targets,
         )
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, draw: Draw | None) -> dict[str, Any]:
         """Draws the figures and writes summary.json, last of all."""
-        from experiments import figures
-
         path, config = self.directory.path, self.run_.config
         params, _ = evaluated(path, config, self.step, self.state)
-        for name, figure in figures.training_figures(self.run_, self.directory, params):
-            figures.save(figure, path / "figures" / f"{name}.png")
+        drawn = draw(self.run_, self.directory, params) if draw else ()
+        for name, figure in drawn:
+            plotting.save_figure(figure, path / "figures" / f"{name}.png")
         self.directory.track_figures(self.step)
         lines = self.directory.metrics()
         seconds = self.seconds()

@@ -19,7 +19,7 @@ import math
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, distributed, runs
+from experiments import cli, distributed, figures, runs
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(distributed)
@@ -42,7 +42,8 @@ def main(config: ConfigDict) -> None:
         if not group.leads:
             runs.follow(config, group)
             return
-        runs.train(config, workdir, FLAGS.max_minutes, FLAGS.tensorboard, group)
+        draw = figures.training_figures
+        runs.train(config, workdir, FLAGS.max_minutes, FLAGS.tensorboard, group, draw)
 
 
 if __name__ == "__main__":

@@ -400,7 +400,8 @@ def test_the_config_trains_on_rows_and_images(kind, rows, tmp_path):
         for folder in ("a", "b") if kind == "labels" else (".",):
             write_images(path / folder, [(4, 5)] * 20, mode)
     config = config_of(path, **more)
-    assert runs.train(config, tmp_path / "run")["completed"]
+    draw = figures.training_figures
+    assert runs.train(config, tmp_path / "run", draw=draw)["completed"]
     restored = runs.restore(tmp_path / "run")
     run = restored.run
     decoder = run.experiment.model.decoder

@@ -26,6 +26,7 @@ from vhp_jax.checkpoints import CheckpointError
 from vhp_jax.data import DataError
 
 pytestmark = pytest.mark.optax
+DRAW = figures.training_figures
 
 TINY = {
     "data.num_train": "32",
@@ -355,7 +356,7 @@ def test_no_snapshots_no_validation_still_finishes(tmp_path):
     config = tiny(
         train__snapshot_steps="", train__eval_every="4000", train__num_steps="1"
     )
-    assert runs.train(config, tmp_path)["completed"]
+    assert runs.train(config, tmp_path, draw=DRAW)["completed"]
     assert {path.stem for path in (tmp_path / "figures").iterdir()} >= {"history"}
 
 
@@ -396,7 +397,7 @@ def test_every_variant_runs_two_steps(variant, tmp_path):
         model__latent_dim="3" if variant == VARIANTS[-1] else "2",
         **variant,
     )
-    assert runs.train(config, tmp_path)["step"] == 2
+    assert runs.train(config, tmp_path, draw=DRAW)["step"] == 2
     figures_there = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert {"history", "samples"} <= figures_there
     assert ("latent_space" in figures_there) == (config.model.latent_dim == 2)
@@ -661,7 +662,7 @@ def test_table1_reports_what_is_complete(finished, tmp_path, monkeypatch):
 def test_a_row_that_fails_does_not_stop_the_others(kind, tmp_path, monkeypatch):
     tried = []
 
-    def train(config, path, minutes):
+    def train(config, path, minutes, draw):
         tried.append(Path(path).parent.name)
         if len(tried) == 1:
             raise kind("kappa^2 = 1e-09 not reached")
@@ -832,7 +833,7 @@ def test_reproduce_trains_what_is_missing_and_resumes(tmp_path, monkeypatch):
 
     real = runs.train
 
-    def train(config, path, minutes):
+    def train(config, path, minutes, draw):
         trained.append(Path(path).parent.name)
         return real(config, path, minutes)
 

@@ -20,7 +20,6 @@ from vhp_jax.data import static_mnist
 from vhp_jax.data.base import DataError, Dataset, Split, Standardisation
 
 pytestmark = pytest.mark.optax
-undrawn = pytest.mark.usefixtures("undrawn")
 
 TINY = {
     "data.verify": "false",
@@ -113,7 +112,6 @@ def test_units_are_dropped_in_training():
 
 
 @pytest.mark.slow
-@undrawn
 def test_units_are_dropped_in_no_measurement(tmp_path):
     """Where training moves nothing, validation and metrics do not know of dropout."""
     found = {}
@@ -139,7 +137,8 @@ def test_units_are_dropped_in_no_measurement(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_is_trained_measured_and_drawn(tmp_path):
-    assert runs.train(tiny(), tmp_path)["completed"]
+    draw = figures.training_figures
+    assert runs.train(tiny(), tmp_path, draw=draw)["completed"]
     run, _, params, step = runs.restore(tmp_path)
     test = run.experiment.dataset.test
     setting = metrics.Setting(
@@ -155,7 +154,6 @@ def test_a_run_is_trained_measured_and_drawn(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strides", ["1,2,1,2,1", "1,2,1,1,1"])
-@undrawn
 def test_the_gated_convolutions_train_in_both_versions_of_table_3(strides, tmp_path):
     config = tiny("static_mnist", model__strides=strides, train__num_steps="2")
     assert runs.train(config, tmp_path)["completed"]
@@ -234,7 +232,6 @@ def test_weights_decay_and_nothing_else_does(prior):
 
 
 @pytest.mark.slow
-@undrawn
 def test_a_run_stops_when_patience_is_out_and_keeps_the_best(tmp_path):
     """At a learning rate of nearly zero no validation is better than the first."""
     config = tiny(
@@ -251,7 +248,6 @@ def test_a_run_stops_when_patience_is_out_and_keeps_the_best(tmp_path):
 
 
 @pytest.mark.slow
-@undrawn
 def test_what_is_evaluated_is_the_best_average_not_the_newest(tmp_path):
     """A learning rate that ruins the networks: the first validation stays the best."""
     config = tiny(train__learning_rate="1.0", train__patience="10")
@@ -273,7 +269,6 @@ def test_what_is_evaluated_is_the_best_average_not_the_newest(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [(6,), (4, 6), (2, 4, 6)])
-@undrawn
 def test_a_resumed_run_has_the_best_of_an_uninterrupted_one(lost, tmp_path):
     """Whichever checkpoints are lost: best/ may then be ahead of what is resumed."""
     config = tiny(train__patience="10")
@@ -297,7 +292,6 @@ class Killed(BaseException):
 
 
 @pytest.mark.slow
-@undrawn
 def test_a_kill_before_the_best_is_written_loses_nothing(tmp_path, monkeypatch):
     config = tiny(train__patience="10")
     runs.train(config, tmp_path / "whole")
@@ -321,7 +315,6 @@ def test_a_kill_before_the_best_is_written_loses_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::vhp_jax.checkpoints.CheckpointWarning")
-@undrawn
 def test_best_parameters_that_are_damaged_are_said_and_sought_anew(tmp_path, capsys):
     config = tiny(train__patience="10")
     runs.train(config, tmp_path)
@@ -342,7 +335,6 @@ def test_best_parameters_that_are_damaged_are_said_and_sought_anew(tmp_path, cap
 
 
 @pytest.mark.slow
-@undrawn
 def test_patience_waits_for_the_end_of_a_warm_up(tmp_path):
     """12 images in batches of 4: two epochs are 6 steps."""
     config = tiny(
@@ -359,7 +351,6 @@ def test_patience_waits_for_the_end_of_a_warm_up(tmp_path):
 
 
 @pytest.mark.slow
-@undrawn
 def test_patience_waits_for_the_end_of_the_initial_phase(tmp_path):
     """kappa is out of reach: no step of a prior is taken, and none is waited for."""
     config = tiny(

@@ -97,7 +97,7 @@ def payload(
         "codes": base64_of(codes[chosen][:, axes]),
         "color": index,
         "colors": colors,
-        "names": names,
+        "names": names if len(names) > 1 else [],
     }
     if isinstance(view, views.Bodies):
         projected = plotting.side_view(frames.reshape(-1, *frames.shape[2:]))

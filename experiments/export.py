@@ -45,6 +45,8 @@ def shared_model(
         "versions": ", ".join(f"{k} {v}" for k, v in runs.versions().items()),
         "git revision": runs.git_revision(),
     }
+    if dataset.digest:
+        facts["examples sha256"] = dataset.digest
     folder = Path(FLAGS.workdir) / "eval"
     if len(seeds) > 1:
         folder /= f"seed_{seed}"

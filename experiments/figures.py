@@ -143,8 +143,13 @@ def ancestral_samples(
 
 def sample_figure(run: runs.Run, params: Params, num_samples: int, seed: int) -> Figure:
     """Ancestral samples, drawn."""
-    view = views.view(run.experiment.dataset)
     _, examples = ancestral_samples(run, params, num_samples, seed)
+    return example_grid(run.experiment.dataset, examples)
+
+
+def example_grid(dataset: Dataset, examples: np.ndarray) -> Figure:
+    """Flattened examples [N, X] as the model sees them, row by row."""
+    view = views.view(dataset)
     return view.grid(view.frames(examples))
 
 

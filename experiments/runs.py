@@ -47,7 +47,8 @@ from vhp_jax.types import Params, PRNGKey, PyTree
 BEST = "best"  # beside checkpoints/: the parameters of the best validation
 LINE_SECONDS = 5.0  # plain progress lines are at least this far apart
 DATA = "data.json"  # digest of the user's own examples
-LAYOUT = ("mesh",)  # config keys that may change while a run goes on
+# Config keys that may change while a run goes on: they change no step.
+LAYOUT = ("mesh", "beta.max_initial_steps")
 # Values of keys that older directories lack, computed from the section that holds the
 # key: what runs did then. None where the section has no use for the key.
 BEFORE: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -105,14 +106,21 @@ class WorkDir:
         if self._events is not None:
             self._events.add_figures(self.path / "figures", step)
 
-    def claim(self, config: ConfigDict) -> None:
-        """Writes config.json, or refuses a directory that holds another config."""
+    def claim(self, config: ConfigDict, digest: str | None) -> None:
+        """Writes config.json and data.json, or refuses one that holds another config.
+
+        Args:
+          config: the resolved config.
+          digest: of the user's own examples, None of others.
+        """
         path = self.path / "config.json"
         if path.exists():
             check_config(self.path, config)
             return
         if (self.path / "checkpoints").exists():
             raise cli.UserError(f"{path} is missing beside checkpoints/")
+        if digest:
+            write_json(self.path / DATA, {"sha256": digest})
         write_json(path, json.loads(config.to_json()))
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -188,13 +196,13 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Replaces a JSON file in one step; floats that are not finite become null."""
-    write_text(path, json.dumps(storage.plain(value), indent=2) + "\n")
+    write_text(path, storage.json_text(value))
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
     """Replaces an .npz file in one step."""
-    with storage.replacing(path) as temporary:
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    with storage.replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -398,13 +406,13 @@ def restore(workdir: str | os.PathLike[str]) -> Restored:
         ) from None
     if sharing.is_export(path):
         return _from_export(path, run)
+    check_digest(path, run.experiment.dataset)
     like = jax.eval_shape(run.initial_state)
     with Checkpointer(path / "checkpoints") as checkpointer:
         newest = checkpointer.restore_latest(like)
     if newest is None:
         raise cli.UserError(f"{path} holds no checkpoint yet")
     step, state = newest
-    check_digest(path, run.experiment.dataset)
     check_statistics(path, run, state)
     return Restored(run, state, *evaluated(path, run.config, step, state))
 
@@ -412,6 +420,8 @@ def restore(workdir: str | os.PathLike[str]) -> Restored:
 def _from_export(path: Path, run: Run) -> Restored:
     """The model of an exported run in the place of its newest state."""
     shared = sharing.read(path)
+    if "examples sha256" in shared.facts:
+        compare_digest(path, shared.facts["examples sha256"], run.experiment.dataset)
     if len(run.seeds) > 1:
         run.seeds = [int(shared.facts["seed"])]
     if sharing.describe(shared.model) != sharing.describe(run.experiment.model):
@@ -475,7 +485,13 @@ def evaluated(
 def check_digest(path: Path, dataset: Dataset) -> None:
     """Refuses a work directory whose run was begun with other examples than these."""
     kept = path / DATA
-    if kept.exists() and read_json(kept).get("sha256") != dataset.digest:
+    if kept.exists():
+        compare_digest(path, read_json(kept).get("sha256"), dataset)
+
+
+def compare_digest(path: Path, digest: object, dataset: Dataset) -> None:
+    """Refuses what was trained on other examples than these."""
+    if digest != dataset.digest:
         raise cli.UserError(
             f"{path} holds a run on other examples than {dataset.source.split(';')[0]};"
             " wanted the same files, or another --workdir"
@@ -549,11 +565,9 @@ def train(
     with WorkDir(workdir) as directory:
         mesh = make_mesh(config)
         run = Run(config)  # may render images for minutes; a signal ends that at once
-        directory.claim(config)
         dataset = run.experiment.dataset
+        directory.claim(config, dataset.digest)
         check_digest(directory.path, dataset)
-        if dataset.digest:
-            write_json(directory.path / DATA, {"sha256": dataset.digest})
         print(banner(f"{dataset.name} ({dataset.source})", directory.path), flush=True)
         done = directory.path / "summary.json"
         if done.exists() and (summary := read_json(done)).get("completed"):
@@ -665,8 +679,14 @@ class _Trainer:
     def _note_start(self) -> list[dict[str, Any]]:
         """What took which steps: starts.json, this start and those it goes on from."""
         path = self.directory.path / "starts.json"
-        earlier = read_json(path) if path.exists() else {"starts": []}
-        starts = [start for start in earlier["starts"] if start["step"] < self.step]
+        earlier: list[dict[str, Any]]
+        # A directory that is older than this file does not say what began it.
+        earlier = [{"step": 0, "git_revision": None, "hardware": "unknown"}]
+        if path.exists():
+            earlier = read_json(path)["starts"]
+        starts = [start for start in earlier if start["step"] < self.step]
+        if starts and self.step >= self.run_.config.train.num_steps:
+            return starts  # no step is left to be taken
         starts.append(
             {
                 "step": self.step,
@@ -974,11 +994,13 @@ class _Trainer:
             "examples_per_second": self.step * config.train.batch_size / seconds,
         }
         write_json(self.directory.path / "summary.json", summary)
-        if self.waited_until == self.step:
+        waiting = np.asarray(self.state.beta_state.initial_phase).reshape(-1)
+        if waiting.any():
+            seeds = np.array(self.run_.seeds)[waiting]
             print(
                 f"kappa^2 = {config.beta.kappa**2:g} was not reached, the prior was "
-                "not trained: wanted more --config.train.num_steps or a larger "
-                "--config.beta.kappa"
+                f"not trained (seed {', '.join(map(str, seeds))}): wanted more "
+                "--config.train.num_steps or a larger --config.beta.kappa"
             )
         print(f"done: step {self.step} in {seconds:.0f} s, see {self.directory.path}")
         return summary

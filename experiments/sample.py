@@ -3,15 +3,15 @@
     python -m experiments.sample --workdir=runs/pendulum --num_samples=64
 
 Writes the picture, WORKDIR/figures/samples.png, and the numbers, WORKDIR/samples.npz: z
-[N, latent_dim] from the prior, and x [N, ...], the decoder's mean there in the units of
-the data.
+[N, latent_dim] from the prior, and x [N, ...], the decoder's mean there: rows in the
+units of the data, images in [0, 1].
 """
 
 from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, figures, runs, views
+from experiments import cli, figures, runs
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Directory of a run.")
@@ -31,8 +31,7 @@ def main() -> None:
     shaped = examples.reshape(-1, *dataset.train.examples.shape[1:])
     runs.write_npz(workdir / "samples.npz", z=z, x=dataset.own_units(shaped))
     print(f"wrote {workdir / 'samples.npz'}")
-    view = views.view(dataset)
-    drawn = view.grid(view.frames(examples))
+    drawn = figures.example_grid(dataset, examples)
     figures.save_all({"samples": drawn}, workdir / "figures")
 
 

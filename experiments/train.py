@@ -9,9 +9,10 @@ part where each is started by Slurm, Open MPI or Kubernetes or on a TPU slice wi
 --distributed, or anywhere with --coordinator_address, --num_processes and --process_id:
 docs/devices.md.
 
-Writes config.json, metrics.jsonl, checkpoints/, snapshots/, figures/ and, last of all,
-summary.json into the work directory; of examples of one's own a digest too, data.json,
-so that no other files are taken for them later.
+Writes config.json, starts.json (commit and hardware of each start), metrics.jsonl,
+checkpoints/, snapshots/, figures/ and, last of all, summary.json into the work
+directory; of examples of one's own a digest too, data.json, so that no other files are
+taken for them later.
 """
 
 import math

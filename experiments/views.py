@@ -45,10 +45,12 @@ class Images:
         self._shape, self._gain, self._offset = shape, gain, offset
 
     def frames(self, flat: np.ndarray) -> np.ndarray:
-        """Channels that are not red, green and blue as their mean."""
+        """Further axes that are not red, green and blue as their mean."""
         values = np.asarray(flat).reshape(-1, *self._shape)
         values = values * self._gain + self._offset
-        return values if values.shape[3:] in ((), (3,)) else values.mean(axis=3)
+        if values.shape[3:] in ((), (3,)):
+            return values
+        return values.mean(axis=tuple(range(3, values.ndim)))
 
     def grid(
         self, frames: np.ndarray, title: str = "", columns: int | None = None
@@ -107,6 +109,7 @@ def view(dataset: Dataset) -> View:
         return Rows(shape) if units is None else Rows(shape, 1.0 / 6.0, 0.5)
     if units is None:
         return Images(shape)
-    own = dataset.own_units(examples)
-    low, width = own.min(), np.ptp(own)
+    # Of all training images the darkest pixel is black, the brightest white.
+    ends = units.invert(np.stack([examples.min(axis=0), examples.max(axis=0)]))
+    low, width = ends.min(), np.ptp(ends)
     return Images(shape, units.scale / width, (units.mean - low) / width)

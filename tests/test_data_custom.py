@@ -2,6 +2,7 @@
 
 import re
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -270,6 +271,8 @@ FILES = {
     "words.csv": (lambda p: p.write_text("a,b\n1,2\n3,x\n"), ("'x'", "row 1")),
     "ragged.csv": (lambda p: p.write_text("1,2\n3,4,5\n"), ("from 2 to 3", "row")),
     "index.csv": (lambda p: p.write_text(",a\n0,1\n1,2\n"), ("no name", "index")),
+    "hole.csv": (lambda p: p.write_text(",1.5,2\n3,1,2\n"), ("row 0, column 0",)),
+    "gap.csv": (lambda p: p.write_text("1.5,,2\n3,1,2\n"), ("row 0, column 1",)),
     "holes.csv": (lambda p: p.write_text("1,2\n3,\n"), ("''", "column 2")),
     "empty.csv": (lambda p: p.write_text(""), ("empty",)),
     "bytes.csv": (lambda p: p.write_bytes(b"\xff\xfe\x00"), ("not a text file",)),
@@ -410,6 +413,9 @@ def test_the_config_trains_on_rows_and_images(kind, rows, tmp_path):
     assert (tmp_path / "run" / "figures" / "samples.png").exists()
     pairs = [(0, 1)] if kind == "labels" else figures.default_pairs(run)
     figures.Interpolation(run, restored.first(), pairs, seed=0)
+    words = f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'shared'}"
+    assert forked.run("experiments.export", *words)[0] == 0
+    assert runs.restore(tmp_path / "shared").step == runs.restore(tmp_path / "run").step
     # One more example splits them otherwise: test examples would be trained on.
     if kind == "rows":
         np.save(path, np.concatenate([rows, rows[:1]]))
@@ -417,24 +423,55 @@ def test_the_config_trains_on_rows_and_images(kind, rows, tmp_path):
         write_images(path / ("b" if kind == "labels" else "."), [(4, 5)] * 21, mode)
     for again in (
         lambda: runs.restore(tmp_path / "run"),
+        lambda: runs.restore(tmp_path / "shared"),
         lambda: runs.train(config, tmp_path / "run"),
     ):
         with pytest.raises(cli.UserError) as error:
             again()
         one_line(error, "other examples than", str(path), "same files")
+    # A directory that is older than its digest adopts none.
+    (tmp_path / "run" / runs.DATA).unlink()
+    assert runs.train(config, tmp_path / "run")["completed"]
+    assert not (tmp_path / "run" / runs.DATA).exists()
 
 
-@pytest.mark.parametrize("header", ["", "a,b\n", "0,1\n", '"0","1"\n'])
+HEADERS = {"": False, "a,b,c\n": True, "0,1,2\n": True, '"0","1","2"\n': True}
+
+
+@pytest.mark.parametrize("header", HEADERS)
 @pytest.mark.parametrize("quote", ["", '"'])
 def test_a_header_is_no_example(header, quote, tmp_path):
     path = tmp_path / "rows.csv"
-    values = np.random.default_rng(0).normal(size=(20, 2)).round(3)
-    lines = [f"{quote}{a}{quote},{quote}{b}{quote}\n" for a, b in values]
+    values = np.random.default_rng(0).normal(size=(20, 3)).round(3)
+    lines = [",".join(f"{quote}{a}{quote}" for a in row) + "\n" for row in values]
     path.write_text(header + "".join(lines))
     dataset = custom.load(str(path), scaling="none")
     parts = (dataset.train, dataset.validation, dataset.test)
     seen = np.concatenate([part.examples for part in parts])
     np.testing.assert_array_equal(np.sort(seen, 0), np.sort(values, 0).astype("f"))
+    assert ("first line taken as names" in dataset.source) == HEADERS[header]
+
+
+def test_a_row_of_bits_is_no_header(tmp_path):
+    path = tmp_path / "bits.csv"
+    path.write_text("0,1\n" + "1,0\n1,1\n" * 10)
+    assert "21 examples" in custom.load(str(path)).source
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_values_beyond_the_full_scale_of_training_are_refused(split, tmp_path):
+    levels = np.random.default_rng(0).integers(0, 17, (40, 4, 5))
+    np.save(tmp_path / "x.npy", np.arange(40)[:, None] + np.zeros((40, 3)))
+    rows = custom.load(str(tmp_path / "x.npy"), scaling="none")
+    levels[int(getattr(rows, split).examples[0, 0])] = 100
+    np.save(tmp_path / "levels.npy", levels)
+    if split == "train":  # then it is the full scale
+        assert "from 0 to 100" in custom.load(str(tmp_path / "levels.npy")).source
+        return
+    with pytest.raises(DataError) as error:
+        custom.load(str(tmp_path / "levels.npy"))
+    one_line(error, "from 0 to 100", "from 0 to 16", "likelihood=gaussian")
+    assert custom.load(str(tmp_path / "levels.npy"), likelihood="gaussian")
 
 
 def test_examples_are_drawn_in_their_own_units(tmp_path):
@@ -446,6 +483,7 @@ def test_examples_are_drawn_in_their_own_units(tmp_path):
         "colour": colours,
         "grey": colours[..., :1],
         "two": colours[..., :2],
+        "deep": generator.uniform(-1.0, 3.0, (40, 4, 6, 3, 3)),
         "bits": (generator.random((40, 8)) < 0.5).astype(np.uint8),
         "rows": 7.0 + 2.0 * generator.standard_normal((40, 8)),
     }
@@ -462,7 +500,8 @@ def test_examples_are_drawn_in_their_own_units(tmp_path):
         # Of all training images the darkest pixel is black, the brightest white.
         own = train * dataset.standardisation.scale + dataset.standardisation.mean
         own = (own - own.min()) / np.ptp(own)
-        wanted = own if name == "colour" else own.mean(axis=3)
+        rest = tuple(range(3, own.ndim))
+        wanted = own if name == "colour" else own.mean(axis=rest)
         np.testing.assert_allclose(frames, wanted, atol=1e-5)
 
 
@@ -490,3 +529,13 @@ def test_a_kappa_that_is_not_given_is_asked_for(rows, tmp_path):
     with pytest.raises(cli.UserError) as error:
         build.build(config_of(tmp_path / "x.npy", **{"beta.kappa": "0"}))
     one_line(error, "config.beta.kappa is not given", "experiments.suggest_kappa")
+
+
+def test_labels_belong_to_the_digest(tmp_path):
+    for folder in ("a", "b"):
+        write_images(tmp_path / folder, [(4, 5)] * 6)
+    before = custom.load(str(tmp_path)).digest
+    assert custom.load(str(tmp_path)).digest == before
+    last = max((tmp_path / "a").iterdir())
+    last.rename(tmp_path / "b" / f"!{last.name}")  # the first of b: the same order
+    assert custom.load(str(tmp_path)).digest != before

@@ -13,6 +13,8 @@ import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.io
@@ -1523,6 +1525,31 @@ def test_what_is_no_pickle_of_frames_is_one_line(content, wanted, tmp_path):
         freyfaces.load(tmp_path, verify=False)
     assert "\n" not in str(error.value)
     assert "freyfaces.pkl" in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.optax
+def test_the_config_trains_on_frames(tmp_path):
+    from test_sharing import TWO_STEPS
+
+    from experiments import cli, runs
+
+    write_frames(tmp_path, pickle.dumps(FRAMES, protocol=3))
+    small = TWO_STEPS | {
+        "data.dir": str(tmp_path),
+        "data.verify": "false",
+        "data.num_validation": "4",
+        "data.num_test": "4",
+    }
+    config = cli.load_config("freyfaces", list(small.items()))
+    assert runs.train(config, tmp_path / "run")["completed"]
+    restored = runs.restore(tmp_path / "run")
+    # The linear VAE's optimum, the first latent with scale one.
+    start = restored.run.experiment.init_params(jax.random.key(0))
+    train = restored.run.experiment.dataset.train.examples
+    means = restored.run.experiment.model.encode(start, jnp.asarray(train)).mean
+    spread = np.linalg.eigvalsh(np.cov(np.asarray(means).T, ddof=0))
+    np.testing.assert_allclose(spread[-1], 1.0, rtol=1e-3)
 
 
 def test_where_the_frames_are_to_be_had_is_said(tmp_path):

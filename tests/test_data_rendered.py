@@ -18,6 +18,7 @@ import scipy.optimize
 import scipy.spatial
 from PIL import Image
 
+from vhp_jax import storage
 from vhp_jax.data import cache, chairs, chairs_synthetic, faces, render, views
 from vhp_jax.data.base import DataError
 
@@ -603,9 +604,14 @@ def test_what_a_killed_run_left_is_removed_when_it_is_old(makers, tmp_path):
     recipe, _ = makers
     place = cache.folder(recipe(), tmp_path)
     place.mkdir()
-    old, new = place / ".part-00000-x.npy.1", place / ".part-00000-x.npy.2"
-    for path in (old, new):
-        path.write_bytes(b"half")
+    left = []
+    for number in (0, 1):
+        with storage.replacing(place / f"part-0000{number}-x.npy") as path:
+            path.write_bytes(b"half")
+            os.link(path, place / "kept")  # as if the process were killed here
+        (place / path.name.removeprefix(".").rpartition(".")[0]).unlink()
+        left.append((place / "kept").rename(path))
+    old, new = left
     ago = time.time() - 2.0 * cache.LEFTOVER_SECONDS
     os.utime(old, (ago, ago))
     np.testing.assert_array_equal(cache.load(recipe(), tmp_path, 1), toy_images())

@@ -79,10 +79,10 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 def test_the_layout_is_no_part_of_a_run(tmp_path):
     with runs.WorkDir(tmp_path) as directory:
-        directory.claim(tiny(mesh="8"))
-        directory.claim(tiny(mesh="0"))
+        directory.claim(tiny(mesh="8"), None)
+        directory.claim(tiny(mesh="0"), None)
         with pytest.raises(cli.UserError, match="num_seeds is 1 there and 2 here"):
-            directory.claim(tiny(mesh="8", num_seeds="2"))
+            directory.claim(tiny(mesh="8", num_seeds="2"), None)
 
 
 def eight_devices() -> None:

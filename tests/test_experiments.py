@@ -318,14 +318,32 @@ def test_every_start_is_kept_with_its_commit(tmp_path, monkeypatch):
     assert found == [(0, "b"), (2, "d")]
     assert summary["git_revision"] == "d"
     assert all(start["hardware"] == runs.hardware() for start in summary["starts"])
+    # Drawing the figures anew takes no step; what began an older run is not known.
+    (tmp_path / "summary.json").unlink()
+    assert start("e")["starts"] == summary["starts"]
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "starts.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    found = [(s["step"], s["git_revision"]) for s in start("f")["starts"]]
+    assert found == [(0, None), (4, "f")]
 
 
 def test_a_run_that_ends_in_the_initial_phase_says_so(tmp_path, capsys):
-    words = "kappa^2 = 1e-06 was not reached, the prior was not trained"
-    runs.train(tiny(beta__kappa="1e-3"), tmp_path / "far")
+    words = "kappa^2 = 1e-06 was not reached, the prior was not trained (seed 1, 2)"
+    runs.train(tiny(beta__kappa="1e-3", num_seeds="2"), tmp_path / "far")
     assert words in capsys.readouterr().out
     runs.train(tiny(), tmp_path / "met")
     assert "was not reached" not in capsys.readouterr().out
+
+
+def test_a_run_that_gave_up_goes_on_with_more_patience(tmp_path):
+    config = tiny(beta__kappa="1e-3", beta__max_initial_steps="2")
+    with pytest.raises(cli.UserError, match="not reached in 2 steps"):
+        runs.train(config, tmp_path)
+    with config.unlocked():
+        config.beta.max_initial_steps = 100
+    assert runs.train(config, tmp_path)["step"] == 4
+    assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 2, 3, 4, 4]
 
 
 def test_small_configs_end_in_an_error_if_kappa_is_not_reached():

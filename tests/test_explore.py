@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_experiments import command, workdir  # noqa: F401, a fixture
+from test_sharing import TWO_STEPS
 
-from experiments import runs
+from experiments import cli, runs
 from vhp_jax import evaluation, plotting
 
 pytestmark = pytest.mark.optax
@@ -52,6 +53,24 @@ def test_page_holds_what_the_model_decodes(workdir):  # noqa: F811
         assert np.abs(codes - code).max(axis=1).min() == 0.0
     assert len(floats(data["prior"])) == 80
     np.testing.assert_allclose(data["start"], np.clip(codes[0], low, high), rtol=1e-6)
+
+
+def test_page_shows_colours_and_no_key_of_a_single_class(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (30, 4, 5, 3), np.uint8)
+    np.save(tmp_path / "x.npy", pictures)
+    words = TWO_STEPS | {"data.path": str(tmp_path / "x.npy"), "beta.kappa": "0.9"}
+    config = cli.load_config("custom", list(words.items()))
+    runs.train(config, tmp_path / "run")
+    done = command("explore", f"--workdir={tmp_path / 'run'}", "--grid=3")
+    assert (done.code, done.err) == (0, "")
+    data = page_data(tmp_path / "run" / "explore.html")
+    assert (data["shape"], data["names"]) == ([4, 5, 3], [])
+    restored = runs.restore(tmp_path / "run")
+    corner = np.array([data["limits"][0]])
+    model = restored.run.experiment.model
+    wanted = 255.0 * evaluation.decode(model, restored.first(), corner)[0]
+    cells = np.frombuffer(base64.b64decode(data["cells"]), np.uint8)
+    np.testing.assert_allclose(cells[: 4 * 5 * 3], wanted, atol=0.51)
 
 
 def test_page_wants_nothing_from_elsewhere(workdir):  # noqa: F811

@@ -609,7 +609,8 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         ):
             raise ValueError(
                 f"X has values from {array.min():g} to {array.max():g}, but VHP was "
-                f"fitted with values from 0 to {np.max(self.scale_):g}"
+                f"fitted with values from 0 to {np.max(self.scale_):g}; divide by the "
+                'full scale before fit, or take likelihood="gaussian"'
             )
         return scaled
 

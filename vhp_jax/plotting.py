@@ -831,7 +831,12 @@ def save_animation(
     pause = round(1000 / frames_per_second)  # milliseconds
     with storage.replacing(Path(path)) as temporary:
         first.save(
-            temporary, save_all=True, append_images=others, duration=pause, loop=0
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=others,
+            duration=pause,
+            loop=0,
         )
 
 

@@ -110,7 +110,7 @@ def write(shared: SharedModel, folder: str | os.PathLike[str]) -> Path:
             raise ExportError(f"{folder}: not written, {name} is not finite")
     contents: dict[str, bytes] = {
         WEIGHTS: safetensors.numpy.save(tensors, {"format": FORMAT}),
-        CONFIG: _json(shared.config),
+        CONFIG: storage.json_text(shared.config).encode(),
         CARD: model_card(shared, folder.name).encode(),
     }
     for name, function in _functions(shared).items():
@@ -122,7 +122,7 @@ def write(shared: SharedModel, folder: str | os.PathLike[str]) -> Path:
         "facts": dict(shared.facts),
         "sha256": {name: _digest(content) for name, content in contents.items()},
     }
-    contents[MODEL] = _json(described)
+    contents[MODEL] = storage.json_text(described).encode()
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     draft.mkdir(parents=True)
     try:
@@ -406,10 +406,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ExportError(f"{path}: holds {type(value).__name__}, wanted an object")
     return value
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(storage.plain(value), indent=2) + "\n").encode()
 
 
 def _digest(content: bytes) -> str:

@@ -1,6 +1,7 @@
 """Files that are whole or not there, and what JSON can hold."""
 
 import contextlib
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -18,18 +19,24 @@ def replacing(path: Path) -> Iterator[Path]:
     what was at `path` stays as it was.
 
     Args:
-      path: of the file to be written; the temporary one ends as it does.
+      path: of the file to be written; the temporary one begins with a dot and ends
+        otherwise, so that what looks for files of its kind passes it over.
 
     Raises:
       OSError: the folder cannot be made, or the file not be moved.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def json_text(value: Any) -> str:
+    """What a JSON file holds of a value: see `plain`."""
+    return json.dumps(plain(value), indent=2) + "\n"
 
 
 def plain(value: Any) -> Any:

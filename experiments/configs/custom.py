@@ -17,7 +17,9 @@ def get_config() -> ConfigDict:
     config = pendulum.get_config()
     config.data = ConfigDict()
     config.data.name = "custom"
-    config.data.path = ""  # .npy, .npz, .csv, .parquet, or a folder of images
+    # .npy, .npz, .parquet, a folder of images, or .csv of numbers, its first line names
+    # or not.
+    config.data.path = ""
     config.data.key = ""  # of the array in an .npz with several
     config.data.likelihood = "auto"  # by the data; or gaussian, bernoulli
     config.data.scaling = "auto"  # by the data; or columns, common, none

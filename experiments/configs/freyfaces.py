@@ -25,6 +25,4 @@ def get_config() -> ConfigDict:
     config.model.encoder_head_scale = 1.0
     config.model.prior_decoder_scale_init = 0.5
     config.beta.kappa = 0.075
-    config.graph.start_targets = (0,)
-    config.graph.end_targets = (1,)
     return config

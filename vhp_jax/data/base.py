@@ -98,7 +98,7 @@ class Dataset(NamedTuple):
     digest: str | None = None
 
     def own_units(self, examples: np.ndarray) -> np.ndarray:
-        """Examples [N, *example] in the units of the files, float32."""
+        """Examples [N, *example] before they were standardised; images in [0, 1]."""
         units = self.standardisation
         return examples if units is None else units.invert(examples)
 

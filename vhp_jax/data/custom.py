@@ -31,7 +31,8 @@ class Units(NamedTuple):
 
     Attributes:
       likelihood: "gaussian" or "bernoulli".
-      standardisation: of the examples; for Bernoulli means of full scale 1 it divides.
+      standardisation: of the examples; for Bernoulli means it divides by their full
+        scale, 255 of bytes.
       reason: what was chosen and why, in words.
     """
 
@@ -235,8 +236,8 @@ def load(
       colour: whether images keep three channels; else they are made grey.
 
     Returns:
-      Images in [0, 1] or standardised examples, and the digest of the examples in their
-      order in the file or folder.
+      Images in [0, 1] or standardised examples, and the digest of examples and labels
+      in their order in the file or folder.
 
     Raises:
       DataError: the file is missing, damaged, or holds what cannot be trained on.
@@ -252,17 +253,21 @@ def load(
         raise DataError(f"{place}: no such file or folder")
     labels: np.ndarray | None = None
     names: tuple[str, ...] = ()
+    note = ""
     if place.is_dir():
         values, labels, names = read_images(place, tuple(image_size), colour)
     else:
-        readers = {".npy": _read_npy, ".csv": _read_csv, ".parquet": _read_parquet}
-        if place.suffix.lower() == ".npz":
-            values = _read_npz(place, key)
-        elif place.suffix.lower() in readers:
-            values = readers[place.suffix.lower()](place)
-        else:
-            wanted = ", ".join(sorted([*readers, ".npz"]))
+        readers = {
+            ".csv": lambda: _read_csv(place),
+            ".npy": lambda: (_read_npy(place), ""),
+            ".npz": lambda: (_read_npz(place, key), ""),
+            ".parquet": lambda: (_read_parquet(place), ""),
+        }
+        read = readers.get(place.suffix.lower())
+        if read is None:
+            wanted = ", ".join(readers)
             raise DataError(f"{place}: wanted a folder of images or {wanted}")
+        values, note = read()
     examples = checked(place, values, least=6)
     count = len(examples)
     num_test = max(2, round(test_share * count))
@@ -277,6 +282,15 @@ def load(
         units = choose_units(examples[places["train"]], likelihood, scaling)
     except DataError as error:
         raise DataError(f"{place}: {error}") from None
+    largest = float(np.max(units.standardisation.scale))
+    if units.likelihood == "bernoulli" and not (
+        0.0 <= examples.min() <= examples.max() <= largest
+    ):
+        raise DataError(
+            f"{place}: values from {examples.min():g} to {examples.max():g}, but those "
+            f"of the training split are from 0 to {largest:g}; wanted one scale "
+            "(--config.data.likelihood=gaussian takes any)"
+        )
     targets = np.zeros(count, np.int64) if labels is None else labels
 
     def take(split: str) -> Split:
@@ -286,7 +300,13 @@ def load(
     return Dataset(
         NAME,
         "none" if labels is None else "label",
-        f"{place}, {count} examples of shape {examples.shape[1:]}; {units.reason}",
+        "; ".join(
+            [
+                f"{place}, {count} examples of shape {examples.shape[1:]}",
+                *([note] if note else []),
+                units.reason,
+            ]
+        ),
         take("train"),
         take("validation"),
         take("test"),
@@ -294,7 +314,7 @@ def load(
         standardisation=None
         if units.likelihood == "bernoulli"
         else units.standardisation,
-        digest=hashlib.sha256(np.ascontiguousarray(examples).data).hexdigest(),
+        digest=hashlib.sha256(examples.tobytes() + targets.tobytes()).hexdigest(),
     )
 
 
@@ -375,7 +395,18 @@ def _numpy_fault(path: Path, error: Exception) -> str:
     return f"damaged NumPy file: {text}"
 
 
-def _read_csv(path: Path) -> np.ndarray:
+def _are_names(words: list[str]) -> bool:
+    """Whether a line is of columns' names: words, or 0, 1, 2, ... up to 2 at least.
+
+    So pandas calls columns that have no names; 0, 1 may be a row of bits.
+    """
+    if len(words) > 2 and words == [str(i) for i in range(len(words))]:
+        return True
+    return "" not in words and not all(_is_number(word) for word in words)
+
+
+def _read_csv(path: Path) -> tuple[np.ndarray, str]:
+    """The numbers, and what is to be said of the first line."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = next(csv.reader(file), [])
@@ -383,25 +414,28 @@ def _read_csv(path: Path) -> np.ndarray:
         raise DataError(f"{path}: not a text file: {error}") from None
     if not first:
         raise DataError(f"{path}: empty, wanted lines of numbers")
-    names = [word.strip() for word in first]
-    if len(names) > 1 and not names[0] and all(names[1:]):
+    words = [word.strip() for word in first]
+    has_names = _are_names(words)
+    if not has_names and "" in words:
+        if _are_names(words[1:]) and not words[0]:
+            raise DataError(
+                f"{path}: the first column has no name, as an index of rows has none; "
+                "wanted a table without it, or a name"
+            )
         raise DataError(
-            f"{path}: the first column has no name, as an index of rows has none; "
-            "wanted a table without it, or a name"
+            f"{path}: row 0, column {words.index('')} is empty, wanted numbers"
         )
-    # 0, 1, 2, ... are what pandas calls columns without names.
-    is_counted = len(names) > 1 and names == [str(i) for i in range(len(names))]
-    header = is_counted or not all(_is_number(name) for name in names)
     try:
         # Opened here: where np.loadtxt fails it does not close what it has opened.
         with path.open(encoding="utf-8-sig") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a file with a header and no more
-            return np.loadtxt(
-                file, delimiter=",", skiprows=int(header), ndmin=2, quotechar='"'
+            values = np.loadtxt(
+                file, delimiter=",", skiprows=int(has_names), ndmin=2, quotechar='"'
             )
+            return values, "first line taken as names" if has_names else ""
     except ValueError as error:
         text = str(error).split("; use `usecols`")[0]
-        start = "rows counted from 0 below the header" if header else "rows from 0"
+        start = "rows counted from 0 below the names" if has_names else "rows from 0"
         raise DataError(
             f"{path}: {text.rstrip('.')} ({start}), wanted numbers"
         ) from None

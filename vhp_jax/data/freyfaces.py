@@ -77,7 +77,7 @@ def load(
     num_test: int = 200,
     verify: bool = True,
 ) -> Dataset:
-    """Reads the frames, shuffled and split as in the VampPrior's experiments.
+    """Reads the frames, shuffled, in splits of the sizes of the VampPrior's.
 
     Neighbouring frames are all but equal, so that test frames have twins in training.
 

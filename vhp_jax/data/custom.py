@@ -293,6 +293,9 @@ def load(
         )
     targets = np.zeros(count, np.int64) if labels is None else labels
 
+    digest = hashlib.sha256(np.ascontiguousarray(examples).data)
+    digest.update(targets.data)
+
     def take(split: str) -> Split:
         chosen = examples[places[split]]
         return Split(units.standardisation.apply(chosen), targets[places[split]])
@@ -314,7 +317,7 @@ def load(
         standardisation=None
         if units.likelihood == "bernoulli"
         else units.standardisation,
-        digest=hashlib.sha256(examples.tobytes() + targets.tobytes()).hexdigest(),
+        digest=digest.hexdigest(),
     )
 
 

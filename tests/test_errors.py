@@ -226,6 +226,7 @@ def test_choices_are_listed():
         "beta.scheme": ["constant", "geco", "rewo", "rewo_alternative", "warm_up"],
         "data.name": [
             "fashion_mnist",
+            "freyfaces",
             "mnist",
             "omniglot",
             "pendulum",

@@ -477,6 +477,8 @@ def test_images_keep_their_colours():
     np.testing.assert_array_equal(tiles[5:9, 7:13], red[4])
     axes = plotting.plot_strips({"a": red, "b": red[..., 0]}, {}).axes
     np.testing.assert_array_equal(axes[0].images[2].get_array(), red[2])
+    grey = plotting.plot_image_grid(red[..., :1]).axes[0].images[0].get_array()
+    np.testing.assert_array_equal(grey, tiles[..., 0])
     with pytest.raises(ValueError, match=r"\(5, 4, 6, 2\); wanted \[N, H, W\] or"):
         plotting.plot_image_grid(red[..., :2])
 

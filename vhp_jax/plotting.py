@@ -414,7 +414,7 @@ def plot_strips(
 
     Args:
       strips: for each method (a row each) its images in path order, in [0, 1]:
-        [L, H, W] grey or [L, H, W, 3] red, green and blue.
+        [L, H, W] or [L, H, W, 1] grey, or [L, H, W, 3] red, green and blue.
       jumps: for each method bool [L - 1], True where frame l + 1 is a jump away
         from frame l; a method left out has none.
       max_frames: a longer path is thinned out evenly to that many, yet both sides
@@ -712,7 +712,8 @@ def plot_image_grid(
     """Draws images in a grid, row by row.
 
     Args:
-      images: in [0, 1], [N, H, W] grey or [N, H, W, 3] red, green and blue.
+      images: in [0, 1], [N, H, W] or [N, H, W, 1] grey, or [N, H, W, 3] red, green and
+        blue.
       title: of the whole figure.
       columns: images in a row; as many as rows where not given.
 
@@ -1273,10 +1274,13 @@ def _array(name: str, values: ArrayLike, ndim: int) -> _Floats:
 
 
 def _images(name: str, values: ArrayLike) -> _Floats:
+    """[N, H, W] grey or [N, H, W, 3] in colour; a single channel is dropped."""
     array = np.asarray(values, np.float64)
+    if array.ndim == 4 and array.shape[3] == 1:
+        return array[..., 0]
     if array.ndim != 3 and (array.ndim != 4 or array.shape[3] != 3):
         raise ValueError(
-            f"{name} has shape {array.shape}; wanted [N, H, W] or [N, H, W, 3]"
+            f"{name} has shape {array.shape}; wanted [N, H, W] or [N, H, W, 1 or 3]"
         )
     return array
 

@@ -135,7 +135,7 @@ def quarter_circle(
 def ancestral_samples(
     run: runs.Run, params: Params, num_samples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Z ~ p(z), float32 [N, D], and E[x|z], float32 [N, X], as the model sees them."""
+    """Draws z ~ p(z), float32 [N, D]; E[x|z], float32 [N, X], as the model sees it."""
     model = run.experiment.model
     z = evaluation.sample_prior(model, params, jax.random.key(seed), num_samples)
     return z, evaluation.decode(model, params, z)

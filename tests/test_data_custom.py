@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from two_steps import TWO_STEPS
 
 from vhp_jax.data import DataError, custom
 
@@ -362,17 +363,9 @@ def test_images_of_tensorflow_datasets(monkeypatch):
 
 # --- The config ----------------------------------------------------------------------
 
-TINY = {
-    "model.hidden": "8",
+TINY = TWO_STEPS | {
     "model.prior_hidden": "8",
-    "objective.num_samples": "2",
     "beta.kappa": "5.0",
-    "train.num_steps": "2",
-    "train.log_every": "1",
-    "train.batch_size": "8",
-    "train.eval_every": "2",
-    "train.checkpoint_every": "2",
-    "train.snapshot_steps": "2",
     "graph.num_nodes": "24",
     "graph.num_neighbours": "5",
 }

@@ -1530,7 +1530,7 @@ def test_what_is_no_pickle_of_frames_is_one_line(content, wanted, tmp_path):
 @pytest.mark.slow
 @pytest.mark.optax
 def test_the_config_trains_on_frames(tmp_path):
-    from test_sharing import TWO_STEPS
+    from two_steps import TWO_STEPS
 
     from experiments import cli, runs
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_experiments import command, workdir  # noqa: F401, a fixture
-from test_sharing import TWO_STEPS
+from two_steps import TWO_STEPS
 
 from experiments import cli, runs
 from vhp_jax import evaluation, plotting

@@ -231,13 +231,18 @@ def test_weights_decay_and_nothing_else_does(prior):
 # --- Early stopping and the best parameters ------------------------------------------
 
 
+STILL = {  # no validation is better than the first
+    "train__learning_rate": "1e-30",
+    "train__prior_learning_rate": "1e-30",
+    "train__weight_decay": "0.0",
+}
+
+
 @pytest.mark.slow
 def test_a_run_stops_when_patience_is_out_and_keeps_the_best(tmp_path):
     """At a learning rate of nearly zero no validation is better than the first."""
     config = tiny(
-        train__learning_rate="1e-30",
-        train__prior_learning_rate="1e-30",
-        train__weight_decay="0.0",
+        **STILL,
         train__num_steps="20",
         train__patience="3",
     )
@@ -340,9 +345,7 @@ def test_patience_waits_for_the_end_of_a_warm_up(tmp_path):
     config = tiny(
         beta__scheme="warm_up",
         beta__warm_up_epochs="2",
-        train__learning_rate="1e-30",
-        train__prior_learning_rate="1e-30",
-        train__weight_decay="0.0",
+        **STILL,
         train__num_steps="20",
         train__patience="1",
     )
@@ -355,9 +358,7 @@ def test_patience_waits_for_the_end_of_the_initial_phase(tmp_path):
     """kappa is out of reach: no step of a prior is taken, and none is waited for."""
     config = tiny(
         beta__kappa="1e-3",
-        train__learning_rate="1e-30",
-        train__prior_learning_rate="1e-30",
-        train__weight_decay="0.0",
+        **STILL,
         train__num_steps="12",
         train__patience="1",
     )

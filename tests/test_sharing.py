@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from two_steps import TWO_STEPS
 
 from experiments import build, cli
 from vhp_jax import networks, priors, sharing
@@ -352,18 +353,6 @@ def test_the_functions_run_without_this_package_and_flax(tmp_path):
                 np.testing.assert_allclose(
                     found[key], value, rtol=1e-6, atol=1e-6, err_msg=f"{name}, {key}"
                 )
-
-
-TWO_STEPS = {
-    "model.hidden": "8",
-    "objective.num_samples": "2",
-    "train.num_steps": "2",
-    "train.log_every": "1",
-    "train.batch_size": "8",
-    "train.eval_every": "2",
-    "train.checkpoint_every": "2",
-    "train.snapshot_steps": "2",
-}
 
 
 # --- Runs ----------------------------------------------------------------------------

@@ -5,24 +5,17 @@ import struct
 import sys
 
 import pytest
+from two_steps import TWO_STEPS
 
 from experiments import cli, figures, runs, tracking
 
 pytest.importorskip("tensorboardX")
 
-TINY = {
+TINY = TWO_STEPS | {
     "data.num_train": "16",
     "data.num_validation": "16",
     "data.num_test": "16",
-    "model.hidden": "8",
     "beta.kappa": "0.5",
-    "objective.num_samples": "2",
-    "train.num_steps": "2",
-    "train.log_every": "1",
-    "train.batch_size": "8",
-    "train.eval_every": "2",
-    "train.checkpoint_every": "2",
-    "train.snapshot_steps": "2",
 }
 
 

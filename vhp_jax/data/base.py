@@ -81,8 +81,8 @@ class Dataset(NamedTuple):
       standardisation: of the examples, by the training split alone; None where they are
         as the files have them. Kept in checkpoints.
       motion: how to draw examples that are frames of a motion; None for images.
-      digest: SHA-256 of all examples as the files have them, where the files are the
-        user's own; None where they are known by their checksums or made here.
+      digest: SHA-256 of all examples and labels as the files have them, where these
+        are the user's own; None where they are known by their checksums or made here.
     """
 
     name: str

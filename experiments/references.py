@@ -87,13 +87,34 @@ def draw(network: nn.Module, x: Any, *samples: int) -> tuple[Any, Any, Any]:
     return mean + log_std.exp() * noise, mean, log_std
 
 
-def log_prior_weights(prior: nn.ModuleList, z: Any, num_samples: int) -> Any:
-    """Log [p(z|zeta) p(zeta) / q(zeta|z)], [K, B]."""
-    encoder, decoder = prior
-    zeta, mean, log_std = draw(encoder, z, num_samples)
-    z_mean, z_log_std = decoder(zeta).chunk(2, -1)
-    log_p_z = log_normal(z, z_mean, z_log_std)
-    return log_p_z + log_standard_normal(zeta) - log_normal(zeta, mean, log_std)
+class HierarchicalPrior(nn.Module):
+    """q(zeta|z) and p(z|zeta)."""
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module):
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(self, z: Any, num_samples: int) -> Any:
+        """Log [p(z|zeta) p(zeta) / q(zeta|z)], [K, B]."""
+        zeta, mean, log_std = draw(self.encoder, z, num_samples)
+        z_mean, z_log_std = self.decoder(zeta).chunk(2, -1)
+        log_p_z = log_normal(z, z_mean, z_log_std)
+        return log_p_z + log_standard_normal(zeta) - log_normal(zeta, mean, log_std)
+
+
+class VampPrior(nn.Module):
+    """The encoder's posteriors of C learned inputs, as many examples of that width."""
+
+    def __init__(self, encoder: nn.Module, num_components: int, width: int):
+        super().__init__()
+        self.encoder = encoder
+        self.pseudo_inputs = nn.Parameter(torch.rand(num_components, width))
+
+    def forward(self, z: Any, num_samples: int) -> Any:
+        """Log p(z), [1, B]; the inputs are encoded in each call, as the peers do."""
+        mean, log_std = self.encoder(self.pseudo_inputs.clamp(0.0, 1.0)).chunk(2, -1)
+        log_p_z = log_normal(z[:, None], mean, log_std).logsumexp(1)
+        return (log_p_z - math.log(len(mean)))[None]
 
 
 class GaussianTerms(nn.Module):
@@ -125,23 +146,16 @@ class BernoulliTerms(nn.Module):
         return nll.sum(-1), (x - torch.sigmoid(logits)).square().mean(-1)
 
 
-class VHP(nn.Module):
-    """q(z|x), p(x|z), q(zeta|z) and p(z|zeta)."""
+class VAE(nn.Module):
+    """q(z|x), p(x|z) and a prior."""
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        terms: nn.Module,
-        prior_encoder: nn.Module,
-        prior_decoder: nn.Module,
-    ):
+    def __init__(self, encoder: nn.Module, terms: nn.Module, prior: nn.Module):
         super().__init__()
-        self.encoder, self.terms = encoder, terms
-        self.prior = nn.ModuleList([prior_encoder, prior_decoder])
+        self.encoder, self.terms, self.prior = encoder, terms, prior
 
 
 def training_steps(
-    model: VHP,
+    model: VAE,
     examples: np.ndarray,
     batch: int,
     num_samples: int,
@@ -157,7 +171,7 @@ def training_steps(
     def loss_fn(x: Any, beta: Any, average: Any) -> Any:
         z, mean, log_std = draw(model.encoder, x)
         distortion, error = model.terms(x, z)
-        log_w = log_prior_weights(model.prior, z, num_samples)
+        log_w = model.prior(z, num_samples)
         bound = torch.logsumexp(log_w, 0) - math.log(num_samples)
         rate = log_normal(z, mean, log_std) - bound
         average = 0.01 * error.detach().mean() + 0.99 * average
@@ -183,7 +197,7 @@ def training_steps(
 
 
 def log_likelihood(
-    model: VHP, examples: np.ndarray, num_samples: int, copies: int = 100
+    model: VAE, examples: np.ndarray, num_samples: int, copies: int = 100
 ) -> list[float]:
     """One image at a time, in passes of so many copies, each encoded anew."""
     data = torch.tensor(examples.reshape(len(examples), -1))
@@ -195,7 +209,7 @@ def log_likelihood(
                 x = image.expand(copies, -1)
                 z, mean, log_std = draw(model.encoder, x)
                 distortion, _ = model.terms(x, z)
-                log_p_z = log_prior_weights(model.prior, z, 1)[0]
+                log_p_z = model.prior(z, 1)[0]
                 log_w = log_p_z - distortion - log_normal(z, mean, log_std)
                 log_weights.append(log_w.numpy())  # a sync a pass, as the peers do
             weights = np.concatenate(log_weights)

@@ -498,6 +498,34 @@ def test_mixture_of_one_unit_normal_is_the_standard_normal():
     )
 
 
+def test_narrow_components_far_from_zero_keep_their_digits():
+    """As expanded squares they would lose the sixth and all after it."""
+    scale, apart = 2.0**-10, np.array([[0.0, 1.0], [-2.0, 0.5], [3.0, -3.0]])
+    prior = MixturePrior(2, num_components=1)
+    mixture = {
+        "logits": jnp.zeros(1),
+        "mean": jnp.full((1, 2), 4.0),
+        "log_scale": jnp.full((1, 2), math.log(scale)),
+    }
+    found = weights(prior, Params({}, {}, mixture), np.float32(4.0 + scale * apart), 1)
+    wanted = stats.norm.logpdf(scale * apart, scale=scale).sum(axis=1)
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-5)
+
+
+def test_memory_for_gradients_does_not_hold_all_dimensions_at_once():
+    points, components, dimensions = 64, 256, 64
+    prior = MixturePrior(dimensions, components)
+    z = jnp.zeros((points, dimensions))
+
+    def total(prior_params):
+        params = Params({}, {}, prior_params)
+        return prior.log_weights(params, jax.random.key(0), z, 1).sum()
+
+    compiled = jax.jit(jax.grad(total)).lower(prior.init(jax.random.key(0))).compile()
+    found = compiled.memory_analysis().temp_size_in_bytes
+    assert found < 4 * points * components * dimensions / 4
+
+
 def test_mixture_draws_components_by_weight():
     """Moments, and the share of draws that fall to each component."""
     num = 100_000

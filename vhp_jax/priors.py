@@ -14,10 +14,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from vhp_jax.distributions import DiagonalNormal, standard_normal_log_prob
-from vhp_jax.types import Latents, LogWeights, Params, PRNGKey, PyTree
+from vhp_jax.types import Latents, LogWeights, Params, PerExample, PRNGKey, PyTree
 
 
 @runtime_checkable
@@ -176,10 +177,8 @@ class VampPrior:
     ) -> LogWeights:
         """Exact log p(z), float32 [1, B]."""
         del key, num_samples
-        q_z = self.components(params)
-        log_q = jax.vmap(lambda z: q_z.log_prob(jnp.broadcast_to(z, q_z.mean.shape)))(z)
-        log_p_z = jax.nn.logsumexp(log_q, axis=1)  # of [B, C]
-        return log_p_z[None] - math.log(self.num_components)
+        log_w = jnp.full(self.num_components, -math.log(self.num_components))
+        return _mixture_log_prob(log_w, self.components(params), z)[None]
 
     def sample(
         self, params: Params, key: PRNGKey, num_samples: int
@@ -225,10 +224,8 @@ class MixturePrior:
     ) -> LogWeights:
         """Exact log p(z), float32 [1, B]."""
         del key, num_samples
-        normals = self.components(params)
-        log_w = jax.nn.log_softmax(params.prior["logits"])  # [C]
-        log_p = jax.vmap(lambda z: jax.vmap(lambda q: q.log_prob(z))(normals))(z)
-        return jax.nn.logsumexp(log_w[None] + log_p, axis=1)[None]  # of [B, C]
+        log_w = jax.nn.log_softmax(params.prior["logits"])
+        return _mixture_log_prob(log_w, self.components(params), z)[None]
 
     def sample(
         self, params: Params, key: PRNGKey, num_samples: int
@@ -240,6 +237,37 @@ class MixturePrior:
         )
         normals = self.components(params)
         return jax.tree.map(lambda field: field[chosen], normals).sample(key_z)
+
+
+def _mixture_log_prob(
+    log_w: Float[Array, "C"], normals: DiagonalNormal, z: Latents
+) -> PerExample:
+    """Log sum_c w_c N(z; mu_c, diag(sigma_c^2)), nats, float32 [B].
+
+    Sums up one dimension of z after the other, so that nothing of size [B, C, D] is
+    ever made: on a CPU that is several times as fast, most so for gradients. As a
+    product of matrices it would lose the digits of narrow components far from 0.
+
+    Args:
+      log_w: logarithms of the weights, float32 [C].
+      normals: the components, mean and log-scale float32 [C, D].
+      z: float32 [B, D].
+    """
+
+    @jax.checkpoint  # for the gradient once more, not kept
+    def square(
+        z: Float[Array, "B"], mean: Float[Array, "C"], log_scale: Float[Array, "C"]
+    ) -> Float[Array, "B C"]:
+        return jnp.square((z[:, None] - mean[None]) * jnp.exp(-log_scale)[None])
+
+    zero = jnp.zeros((z.shape[0], normals.mean.shape[0]))
+    squares, _ = lax.scan(
+        lambda total, dimension: (total + square(*dimension), None),
+        zero,
+        (z.T, normals.mean.T, normals.log_scale.T),
+    )
+    constant = log_w + normals.log_prob(normals.mean)  # [C]: where the square is 0
+    return jax.nn.logsumexp(constant[None] - 0.5 * squares, axis=1)
 
 
 def init_pseudo_inputs(

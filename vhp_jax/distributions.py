@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from vhp_jax.types import PRNGKey
@@ -98,6 +99,37 @@ def _softplus(x: Array) -> Array:
 def draw_binary(key: PRNGKey, means: Float[Array, "*batch D"]) -> Array:
     """One draw of independent binary pixels, float32 0 or 1, shaped as their means."""
     return jax.random.bernoulli(key, means).astype(means.dtype)
+
+
+def mixture_log_prob(
+    log_w: Float[Array, "C"], normals: DiagonalNormal, value: Float[Array, "B D"]
+) -> Float[Array, "B"]:
+    """Log sum_c w_c N(value; mu_c, diag(sigma_c^2)) in nats.
+
+    Sums up one dimension after the other, so that nothing of size [B, C, D] is ever
+    made: on a CPU that is several times as fast, most so for gradients. As a product of
+    matrices it would lose the digits of narrow components far from 0.
+
+    Args:
+      log_w: logarithms of the weights, float32 [C].
+      normals: the components, mean and log-scale float32 [C, D].
+      value: float32 [B, D].
+    """
+
+    @jax.checkpoint  # made once more for the gradient, not kept
+    def square(
+        x: Float[Array, "B"], mean: Float[Array, "C"], log_scale: Float[Array, "C"]
+    ) -> Float[Array, "B C"]:
+        return jnp.square((x[:, None] - mean[None]) * jnp.exp(-log_scale)[None])
+
+    zero = jnp.zeros((value.shape[0], log_w.shape[0]))
+    squares, _ = lax.scan(
+        lambda total, dimension: (total + square(*dimension), None),
+        zero,
+        (value.T, normals.mean.T, normals.log_scale.T),
+    )
+    peaks = log_w + normals.log_prob(normals.mean)  # [C]
+    return jax.nn.logsumexp(peaks[None] - 0.5 * squares, axis=1)
 
 
 def standard_normal_log_prob(value: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:

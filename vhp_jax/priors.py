@@ -14,11 +14,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from vhp_jax.distributions import DiagonalNormal, standard_normal_log_prob
-from vhp_jax.types import Latents, LogWeights, Params, PerExample, PRNGKey, PyTree
+from vhp_jax.distributions import (
+    DiagonalNormal,
+    mixture_log_prob,
+    standard_normal_log_prob,
+)
+from vhp_jax.types import Latents, LogWeights, Params, PRNGKey, PyTree
 
 
 @runtime_checkable
@@ -178,7 +181,7 @@ class VampPrior:
         """Exact log p(z), float32 [1, B]."""
         del key, num_samples
         log_w = jnp.full(self.num_components, -math.log(self.num_components))
-        return _mixture_log_prob(log_w, self.components(params), z)[None]
+        return mixture_log_prob(log_w, self.components(params), z)[None]
 
     def sample(
         self, params: Params, key: PRNGKey, num_samples: int
@@ -225,7 +228,7 @@ class MixturePrior:
         """Exact log p(z), float32 [1, B]."""
         del key, num_samples
         log_w = jax.nn.log_softmax(params.prior["logits"])
-        return _mixture_log_prob(log_w, self.components(params), z)[None]
+        return mixture_log_prob(log_w, self.components(params), z)[None]
 
     def sample(
         self, params: Params, key: PRNGKey, num_samples: int
@@ -237,37 +240,6 @@ class MixturePrior:
         )
         normals = self.components(params)
         return jax.tree.map(lambda field: field[chosen], normals).sample(key_z)
-
-
-def _mixture_log_prob(
-    log_w: Float[Array, "C"], normals: DiagonalNormal, z: Latents
-) -> PerExample:
-    """Log sum_c w_c N(z; mu_c, diag(sigma_c^2)), nats, float32 [B].
-
-    Sums up one dimension of z after the other, so that nothing of size [B, C, D] is
-    ever made: on a CPU that is several times as fast, most so for gradients. As a
-    product of matrices it would lose the digits of narrow components far from 0.
-
-    Args:
-      log_w: logarithms of the weights, float32 [C].
-      normals: the components, mean and log-scale float32 [C, D].
-      z: float32 [B, D].
-    """
-
-    @jax.checkpoint  # for the gradient once more, not kept
-    def square(
-        z: Float[Array, "B"], mean: Float[Array, "C"], log_scale: Float[Array, "C"]
-    ) -> Float[Array, "B C"]:
-        return jnp.square((z[:, None] - mean[None]) * jnp.exp(-log_scale)[None])
-
-    zero = jnp.zeros((z.shape[0], normals.mean.shape[0]))
-    squares, _ = lax.scan(
-        lambda total, dimension: (total + square(*dimension), None),
-        zero,
-        (z.T, normals.mean.T, normals.log_scale.T),
-    )
-    constant = log_w + normals.log_prob(normals.mean)  # [C]: where the square is 0
-    return jax.nn.logsumexp(constant[None] - 0.5 * squares, axis=1)
 
 
 def init_pseudo_inputs(

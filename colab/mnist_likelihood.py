@@ -56,7 +56,7 @@ import jax
 import numpy as np
 from sklearn.datasets import load_digits
 
-from experiments import cli, figures, runs
+from experiments import cli, figures, run_files, runs, trainer
 from vhp_jax import evaluation, plotting
 from vhp_jax.data import DataError, static_mnist
 
@@ -154,7 +154,7 @@ and the cell goes on where it was when it is run again.
 workdir = pathlib.Path(f"runs/notebook_{NAME}")
 if QUICK:
     shutil.rmtree(workdir, ignore_errors=True)  # a short run starts afresh
-summary = runs.train(config, workdir, max_minutes=60.0)
+summary = trainer.train(config, workdir, max_minutes=60.0)
 if summary is None:
     print("an hour is over; run this cell again to go on")
 
@@ -163,7 +163,7 @@ restored = runs.restore(workdir)
 run, params = restored.run, restored.first()
 model, test = run.experiment.model, run.experiment.dataset.test.examples
 seed = config.seed
-with runs.WorkDir(workdir) as directory:
+with run_files.WorkDir(workdir) as directory:
     curves = figures.columns(figures.member_lines(directory, seed))
     validation = figures.validation_lines(directory, seed)
 plotting.plot_history(curves, validation=validation)

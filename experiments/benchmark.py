@@ -40,7 +40,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from sklearn import neighbors
 
-from experiments import build, cli, distributed, documents, runs
+from experiments import build, cli, distributed, documents, provenance, run_files, runs
 from vhp_jax import devices, evaluation, graph, networks
 from vhp_jax.data import Dataset, Split
 
@@ -694,15 +694,15 @@ def main() -> None:
         "suite": FLAGS.suite,
         "rounds": FLAGS.rounds,
         "device": jax.devices()[0].device_kind,
-        "hardware": runs.hardware(),
+        "hardware": provenance.hardware(),
         "matmul_gflops": rate,
         "rows": rows,
-        "versions": runs.versions(),
-        "commit": runs.git_revision(),
+        "versions": provenance.versions(),
+        "commit": provenance.git_revision(),
     }
     if FLAGS.output:
         path = Path(FLAGS.output)
-        runs.write_json(path, result)
+        run_files.write_json(path, result)
         documents.write_table(path.with_suffix(".md"), text)
 
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, runs
+from experiments import cli, provenance, run_files, runs
 from vhp_jax import sharing
 
 FLAGS = flags.FLAGS
@@ -42,8 +42,8 @@ def shared_model(
         "scheme": config.beta.scheme,
         "steps": restored.step,
         "seed": seed,
-        "versions": ", ".join(f"{k} {v}" for k, v in runs.versions().items()),
-        "git revision": runs.git_revision(),
+        "versions": ", ".join(f"{k} {v}" for k, v in provenance.versions().items()),
+        "git revision": provenance.git_revision(),
     }
     if dataset.digest:
         facts["examples sha256"] = dataset.digest
@@ -64,7 +64,7 @@ def measured(folder: Path, step: int) -> dict[str, str]:
     """What `evaluate` found of the parameters of that step, by metric."""
     found = {}
     for path in sorted(folder.glob("*.json")):
-        read = runs.read_json(path)
+        read = run_files.read_json(path)
         if isinstance(read.get("value"), int | float) and read.get("step") == step:
             found[path.stem] = (
                 f"{read['value']:.4g} ({read.get('num_examples')} examples of the "

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import runs, views
+from experiments import run_files, runs, views
 from vhp_jax import beta, evaluation, graph, plotting
 from vhp_jax.data import Dataset
 from vhp_jax.types import Params
@@ -19,7 +19,7 @@ save = plotting.save_figure
 
 
 def training_figures(
-    run: runs.Run, directory: runs.WorkDir, stacked: Params
+    run: runs.Run, directory: run_files.WorkDir, stacked: Params
 ) -> Iterator[tuple[str, Figure]]:
     """Curves, latent space, regression, samples and reconstructions of one seed."""
     lines = member_lines(directory, run.config.seed)
@@ -38,7 +38,7 @@ def training_figures(
     yield "reconstructions", reconstruction_figure(run, params)
 
 
-def member_lines(directory: runs.WorkDir, seed: int) -> list[dict]:
+def member_lines(directory: run_files.WorkDir, seed: int) -> list[dict]:
     """Training lines of metrics.jsonl that belong to one seed."""
     return [
         line
@@ -48,7 +48,7 @@ def member_lines(directory: runs.WorkDir, seed: int) -> list[dict]:
 
 
 def validation_lines(
-    directory: runs.WorkDir, seed: int
+    directory: run_files.WorkDir, seed: int
 ) -> dict[str, np.ndarray] | None:
     """Validation lines of one seed as columns; None before the first."""
     lines = [
@@ -68,7 +68,9 @@ def columns(lines: Sequence[dict]) -> dict[str, np.ndarray]:
     return {name: np.array([line[name] for line in lines]) for name in names}
 
 
-def snapshot_figure(run: runs.Run, directory: runs.WorkDir, title: str = "") -> Figure:
+def snapshot_figure(
+    run: runs.Run, directory: run_files.WorkDir, title: str = ""
+) -> Figure:
     """Fig. 2 for the first seed of a run."""
     lines = columns(member_lines(directory, run.config.seed))
     dataset = run.experiment.dataset

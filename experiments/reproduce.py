@@ -31,7 +31,16 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import cli, documents, figures, metrics, runs, tables
+from experiments import (
+    cli,
+    documents,
+    figures,
+    metrics,
+    run_files,
+    runs,
+    tables,
+    trainer,
+)
 from experiments.tables import TABLES, Row, Table
 from vhp_jax import evaluation, graph, plotting
 
@@ -79,13 +88,13 @@ def train_rows(
             left = (deadline - time.monotonic()) / 60.0
             try:
                 if is_complete(path):
-                    runs.check_config(path, row.resolved(seed))
+                    run_files.check_config(path, row.resolved(seed))
                 elif left <= 0:
                     print(f"{title}, seed {seed}: no time left")
                 else:
                     print(f"--- {title}, seed {seed}")
                     draw = figures.training_figures
-                    runs.train(row.resolved(seed), path, left, draw=draw)
+                    trainer.train(row.resolved(seed), path, left, draw=draw)
             except cli.FAILURES as error:
                 failures.append(f"{title}, seed {seed}: {error}")
                 print(failures[-1], flush=True)
@@ -108,8 +117,8 @@ def measured(
       UserError: the run is of another config.
     """
     path = folder(table, row, seed)
-    runs.check_config(path, row.resolved(seed))
-    summary = runs.read_json(path / "summary.json")
+    run_files.check_config(path, row.resolved(seed))
+    summary = run_files.read_json(path / "summary.json")
     wanted = {
         "step": summary.get("best_step") or summary["step"],
         "split": "test",
@@ -121,7 +130,7 @@ def measured(
     for metric in table.metrics:
         samples = {"num_samples": metrics.NUM_SAMPLES} if metric == "nll" else {}
         file = path / "eval" / f"{metric}.json"
-        found = runs.read_json(file) if file.exists() else {}
+        found = run_files.read_json(file) if file.exists() else {}
         if (wanted | samples).items() <= found.items():
             results[metric] = found
             continue
@@ -180,8 +189,8 @@ def row_record(
     numbers = numbers[: len(results)]
     if not numbers:
         return record
-    directories = [runs.WorkDir(folder(table, row, number)) for number in numbers]
-    summaries = [runs.read_json(d.path / "summary.json") for d in directories]
+    directories = [run_files.WorkDir(folder(table, row, number)) for number in numbers]
+    summaries = [run_files.read_json(d.path / "summary.json") for d in directories]
     starts = [start for s in summaries for start in s.get("starts", [s])]
     own = [result[table.metric] for result in results]
     steps = [result["step"] for result in own]
@@ -212,7 +221,7 @@ def row_record(
     )
 
 
-def state_at(directory: runs.WorkDir, step: int) -> dict[str, Any]:
+def state_at(directory: run_files.WorkDir, step: int) -> dict[str, Any]:
     """Beta at a step, and rate and constraint on the validation split there."""
     lines = [line for line in directory.metrics() if line["step"] == step]
     training = next(line for line in lines if "split" not in line)
@@ -259,7 +268,7 @@ def write_table(
     A row without a number keeps the one that the file has.
     """
     table, path = TABLES[target], output / f"{target}.json"
-    kept = runs.read_json(path)["rows"] if path.exists() else []
+    kept = run_files.read_json(path)["rows"] if path.exists() else []
     known = {(record["name"], record["dataset"]): record for record in kept}
     rows = []
     for row in table.rows:
@@ -267,7 +276,7 @@ def write_table(
         if record["mean"] is None:
             record = known.get((row.name, row.dataset), record)
         rows.append(record)
-    runs.write_json(path, {"target": target, "rows": rows})
+    run_files.write_json(path, {"target": target, "rows": rows})
     text = markdown(table, rows)
     documents.write_table(output / f"{target}.md", text)
     print(text)
@@ -310,7 +319,9 @@ def restored(table: Table, name: str) -> runs.Restored:
 def snapshots(name: str) -> Figure:
     """Latent space over training of seed 1 of a row."""
     path = completed(PENDULUM, name)
-    return figures.snapshot_figure(runs.restore(path).run, runs.WorkDir(path), name)
+    return figures.snapshot_figure(
+        runs.restore(path).run, run_files.WorkDir(path), name
+    )
 
 
 def interpolations(table: Table, names: list[str]) -> dict[str, figures.Interpolation]:
@@ -371,7 +382,7 @@ def fig20() -> dict[str, Figure]:
     """Rate, distortion and their sum over training, on the validation split."""
     curves = {}
     for name in those_completed(MLP, TRAINING):
-        lines = figures.validation_lines(runs.WorkDir(completed(MLP, name)), 1)
+        lines = figures.validation_lines(run_files.WorkDir(completed(MLP, name)), 1)
         if lines is not None:
             curves[name] = lines
     return {"fig20_rate_distortion": plotting.plot_rate_distortion(curves)}
@@ -583,7 +594,7 @@ def main() -> None:
         # Likelihoods are not measured for a figure, but recorded if they are there.
         records = [row_record(table, row, -math.inf, seeds) for row in rows]
         record = {"target": FLAGS.target, "figures": sorted(drawn), "rows": records}
-        runs.write_json(output / f"{FLAGS.target}.json", record)
+        run_files.write_json(output / f"{FLAGS.target}.json", record)
     if failures:
         raise cli.UserError(f"{len(failures)} run(s) failed, first {failures[0]}")
 

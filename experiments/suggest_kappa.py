@@ -14,7 +14,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import build, cli, runs
+from experiments import build, cli, provenance, run_files, runs
 from vhp_jax import kappa
 
 FLAGS = flags.FLAGS
@@ -64,11 +64,11 @@ def main(config: ConfigDict) -> None:
         "config": FLAGS.config,
         "config_kappa": given or None,
         "seed": config.seed,
-        "versions": runs.versions(),
-        "git_revision": runs.git_revision(),
-        "hardware": runs.hardware(),
+        "versions": provenance.versions(),
+        "git_revision": provenance.git_revision(),
+        "hardware": provenance.hardware(),
     }
-    runs.write_json(workdir / "kappa.json", written)
+    run_files.write_json(workdir / "kappa.json", written)
     print(f"wrote {workdir / 'kappa.json'}")
 
 

@@ -20,7 +20,7 @@ import math
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, distributed, figures, runs
+from experiments import cli, distributed, figures, trainer
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(distributed)
@@ -41,10 +41,12 @@ def main(config: ConfigDict) -> None:
     workdir = FLAGS.workdir or f"runs/{FLAGS.config}"
     with distributed.join() as group:
         if not group.leads:
-            runs.follow(config, group)
+            trainer.follow(config, group)
             return
         draw = figures.training_figures
-        runs.train(config, workdir, FLAGS.max_minutes, FLAGS.tensorboard, group, draw)
+        trainer.train(
+            config, workdir, FLAGS.max_minutes, FLAGS.tensorboard, group, draw
+        )
 
 
 if __name__ == "__main__":

@@ -138,6 +138,7 @@ def test_no_private_imports(path):
         assert not private, f"line {line}: {name}"
     modules = {"jax", "optax", "flax", "orbax", "vhp_jax", "beta", "training"}
     modules |= {"evaluation", "objectives", "networks", "priors", "plotting", "runs"}
+    modules |= {"trainer", "run_files", "provenance"}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             private = node.attr.startswith("_") and not node.attr.startswith("__")
@@ -164,7 +165,7 @@ def test_importing_everything_starts_no_device():
         for path in LIBRARY + [p for p in COMMANDS if p.parent.name == "configs"]
         if path.stem != "__init__"
     ]
-    modules += ["experiments.runs", "experiments.figures", "experiments.train"]
+    modules += ["experiments.trainer", "experiments.figures", "experiments.train"]
     code = f"import importlib\nfor m in {modules}: importlib.import_module(m)\n"
     done = run_python(code + "print('loaded')", JAX_PLATFORMS="nowhere")
     assert (done.returncode, done.stdout.strip()) == (0, "loaded"), done.stderr
@@ -263,11 +264,11 @@ OTHER_PRIORS = {"model.num_pseudo_inputs", "model.num_components"}
 
 def unread_keys(config, workdir: Path) -> set[str]:
     """Keys that neither training nor an interpolation reads."""
-    from experiments import figures, runs
+    from experiments import figures, runs, trainer
 
     seen: set[str] = set()
     spy = Spy(config, seen)
-    runs.train(spy, workdir)
+    trainer.train(spy, workdir)
     run = runs.Run(spy)
     params = run.initial_state().params
     figures.Interpolation(run, params, figures.default_pairs(run), seed=0)

@@ -382,7 +382,7 @@ def config_of(path, **more):
 @pytest.mark.optax
 @pytest.mark.parametrize("kind", ["rows", "grey", "colour", "labels"])
 def test_the_config_trains_on_rows_and_images(kind, rows, tmp_path):
-    from experiments import cli, figures, runs
+    from experiments import cli, figures, run_files, runs, trainer
     from vhp_jax import networks
 
     more = {}
@@ -397,7 +397,7 @@ def test_the_config_trains_on_rows_and_images(kind, rows, tmp_path):
             write_images(path / folder, [(4, 5)] * 20, mode)
     config = config_of(path, **more)
     draw = figures.training_figures
-    assert runs.train(config, tmp_path / "run", draw=draw)["completed"]
+    assert trainer.train(config, tmp_path / "run", draw=draw)["completed"]
     restored = runs.restore(tmp_path / "run")
     run = restored.run
     decoder = run.experiment.model.decoder
@@ -417,15 +417,15 @@ def test_the_config_trains_on_rows_and_images(kind, rows, tmp_path):
     for again in (
         lambda: runs.restore(tmp_path / "run"),
         lambda: runs.restore(tmp_path / "shared"),
-        lambda: runs.train(config, tmp_path / "run"),
+        lambda: trainer.train(config, tmp_path / "run"),
     ):
         with pytest.raises(cli.UserError) as error:
             again()
         one_line(error, "other examples than", str(path), "same files")
     # A directory that is older than its digest adopts none.
-    (tmp_path / "run" / runs.DATA).unlink()
-    assert runs.train(config, tmp_path / "run")["completed"]
-    assert not (tmp_path / "run" / runs.DATA).exists()
+    (tmp_path / "run" / run_files.DATA).unlink()
+    assert trainer.train(config, tmp_path / "run")["completed"]
+    assert not (tmp_path / "run" / run_files.DATA).exists()
 
 
 HEADERS = {"": False, "a,b,c\n": True, "0,1,2\n": True, '"0","1","2"\n': True}

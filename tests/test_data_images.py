@@ -1537,7 +1537,7 @@ def test_what_is_no_pickle_of_frames_is_one_line(content, wanted, tmp_path):
 def test_the_config_trains_on_frames(tmp_path):
     from two_steps import TWO_STEPS
 
-    from experiments import cli, runs
+    from experiments import cli, runs, trainer
 
     write_frames(tmp_path, pickle.dumps(FRAMES, protocol=3))
     small = TWO_STEPS | {
@@ -1547,7 +1547,7 @@ def test_the_config_trains_on_frames(tmp_path):
         "data.num_test": "4",
     }
     config = cli.load_config("freyfaces", list(small.items()))
-    assert runs.train(config, tmp_path / "run")["completed"]
+    assert trainer.train(config, tmp_path / "run")["completed"]
     restored = runs.restore(tmp_path / "run")
     # The linear VAE's optimum, the first latent with scale one.
     start = restored.run.experiment.init_params(jax.random.key(0))

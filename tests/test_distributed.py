@@ -20,7 +20,7 @@ import pytest
 from forked import Forked
 from test_experiments import arguments, command, lines_of, tiny
 
-from experiments import cli, processes, runs
+from experiments import cli, processes, run_files, runs, trainer
 from experiments.processes import Group
 from vhp_jax import devices, evaluation, training
 from vhp_jax.checkpoints import Checkpointer
@@ -78,7 +78,7 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def test_the_layout_is_no_part_of_a_run(tmp_path):
-    with runs.WorkDir(tmp_path) as directory:
+    with run_files.WorkDir(tmp_path) as directory:
         directory.claim(tiny(mesh="8"), None)
         directory.claim(tiny(mesh="0"), None)
         with pytest.raises(cli.UserError, match="num_seeds is 1 there and 2 here"):
@@ -410,7 +410,7 @@ class Two:
 def alone(tmp_path_factory) -> Path:
     """The run of one process with one device, only to be read."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    runs.train(tiny(**SETTINGS), workdir)
+    trainer.train(tiny(**SETTINGS), workdir)
     return workdir
 
 
@@ -453,7 +453,7 @@ def test_layouts_go_on_from_each_other(alone, tmp_path):
     """One device, then two processes, of which the second is stopped, then one."""
     workdir = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        steps_taken = runs._Trainer._advance
+        steps_taken = trainer._Trainer._advance
 
         def advance(self, length):
             metrics = steps_taken(self, length)
@@ -461,9 +461,9 @@ def test_layouts_go_on_from_each_other(alone, tmp_path):
                 os.kill(os.getpid(), signal.SIGTERM)
             return metrics
 
-        patch.setattr(runs._Trainer, "_advance", advance)
+        patch.setattr(trainer._Trainer, "_advance", advance)
         with pytest.raises(cli.InterruptedRunError):
-            runs.train(tiny(**SETTINGS), workdir)
+            trainer.train(tiny(**SETTINGS), workdir)
     first = runs.restore(workdir).step
     assert 0 < first < STEPS
     with Two.train(tmp_path) as two:
@@ -474,7 +474,7 @@ def test_layouts_go_on_from_each_other(alone, tmp_path):
         stopped = re.search(r"stopped at step (\d+), checkpoint", two.said(0)[0])
     second = runs.restore(workdir).step
     assert first < second == int(stopped[1]) < STEPS
-    runs.train(tiny(**SETTINGS), workdir)
+    trainer.train(tiny(**SETTINGS), workdir)
     assert_close(params_of(workdir), params_of(alone))
 
 

@@ -23,7 +23,7 @@ from test_experiments import (
     tiny,
 )
 
-from experiments import build, cli, runs
+from experiments import build, cli, run_files, runs, trainer
 from vhp_jax.checkpoints import Checkpointer, CheckpointError, CheckpointWarning
 
 pytestmark = [pytest.mark.optax, pytest.mark.usefixtures("undrawn")]
@@ -267,11 +267,11 @@ def test_directory_of_another_config_is_refused(unfinished):
 
 
 def test_directory_held_by_a_live_process_is_refused(unfinished):
-    with runs.WorkDir(unfinished):
+    with run_files.WorkDir(unfinished):
         done = command("train", f"--workdir={unfinished}", *arguments())
         assert_one_line(done, 1, "held by a live process", f"pid {os.getpid()}")
     assert (unfinished / "checkpoints" / "2").is_dir()
-    with runs.WorkDir(unfinished):  # and free again
+    with run_files.WorkDir(unfinished):  # and free again
         pass
 
 
@@ -331,7 +331,7 @@ def test_damaged_newest_checkpoint_is_skipped_with_a_warning(workdir, finished):
     (workdir / "summary.json").unlink()
     damage(workdir / "checkpoints" / "4")
     with pytest.warns(CheckpointWarning, match=r"damaged checkpoint skipped.*/4"):
-        runs.train(tiny(), workdir)
+        trainer.train(tiny(), workdir)
     # The damaged one is replaced by the same state again.
     chex.assert_trees_all_equal(params_of(workdir), params_of(finished))
     assert [line["step"] for line in lines_of(workdir)] == [1, 2, 2, 3, 4, 4]
@@ -364,7 +364,7 @@ def test_full_disk_at_a_checkpoint_loses_nothing(unfinished, finished, monkeypat
         done = command("train", f"--workdir={unfinished}", *arguments())
     assert_one_line(done, 1, "checkpoint not written", "No space left", "step 2 stays")
     assert runs.restore(unfinished).step == 2
-    runs.train(tiny(), unfinished)
+    trainer.train(tiny(), unfinished)
     chex.assert_trees_all_equal(params_of(unfinished), params_of(finished))
     assert [line["step"] for line in lines_of(unfinished)] == [1, 2, 2, 3, 4, 4]
 
@@ -372,7 +372,7 @@ def test_full_disk_at_a_checkpoint_loses_nothing(unfinished, finished, monkeypat
 @pytest.mark.slow
 def test_full_disk_in_a_metrics_line_loses_nothing(unfinished, finished, monkeypatch):
     """The line is cut off in the middle, as the kernel does it."""
-    whole = runs.WorkDir.append_metrics
+    whole = run_files.WorkDir.append_metrics
 
     def append(self, *lines):
         if lines[0]["step"] == 3:
@@ -382,11 +382,11 @@ def test_full_disk_in_a_metrics_line_loses_nothing(unfinished, finished, monkeyp
         whole(self, *lines)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.WorkDir, "append_metrics", append)
+        patch.setattr(run_files.WorkDir, "append_metrics", append)
         done = command("train", f"--workdir={unfinished}", *arguments())
     assert_one_line(done, 1, "disk is full", "what was written before stays")
     assert runs.restore(unfinished).step == 2
-    runs.train(tiny(), unfinished)
+    trainer.train(tiny(), unfinished)
     chex.assert_trees_all_equal(params_of(unfinished), params_of(finished))
     assert [line["step"] for line in lines_of(unfinished)] == [1, 2, 2, 3, 4, 4]
 
@@ -395,7 +395,7 @@ def test_other_errors_of_the_system_name_their_file(workdir, monkeypatch):
     def refuse(*_):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/that/file")
 
-    monkeypatch.setattr(runs, "write_json", refuse)
+    monkeypatch.setattr(run_files, "write_json", refuse)
     done = command("evaluate", f"--workdir={workdir}", "--metrics=ols")
     assert_one_line(done, 1, "Permission denied", "/that/file")
 
@@ -447,7 +447,7 @@ def test_no_checkpoint_of_parameters_that_are_not_finite(tmp_path):
 
 def test_no_checkpoint_where_only_the_last_update_broke(tmp_path, monkeypatch):
     """Finite terms, but parameters that are not: found before they are saved."""
-    real = runs._Trainer.__init__
+    real = trainer._Trainer.__init__
 
     def init(self, *arguments):
         real(self, *arguments)
@@ -461,7 +461,7 @@ def test_no_checkpoint_where_only_the_last_update_broke(tmp_path, monkeypatch):
 
         self.loop = broken
 
-    monkeypatch.setattr(runs._Trainer, "__init__", init)
+    monkeypatch.setattr(trainer._Trainer, "__init__", init)
     words = arguments(**{"train.checkpoint_every": "1"})
     done = command("train", f"--workdir={tmp_path}", *words)
     assert_one_line(done, 1, "at step 1: the update; parameters", "after it: prior;")
@@ -471,21 +471,21 @@ def test_no_checkpoint_where_only_the_last_update_broke(tmp_path, monkeypatch):
 def test_one_seed_of_several_is_enough_to_stop(finished, tmp_path):
     run = runs.Run(tiny())
     run.seeds = [5, 6]
-    trainer = object.__new__(runs._Trainer)
-    trainer.run_, trainer.step, trainer.saved_step = run, 10, 8
+    training = object.__new__(trainer._Trainer)
+    training.run_, training.step, training.saved_step = run, 10, 8
     params = params_of(finished)
     broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), params.decoder)
-    trainer.state = runs.restore(finished).state.replace(
+    training.state = runs.restore(finished).state.replace(
         params=params._replace(decoder=broken)
     )
     rate = np.zeros((2, 2))
     rate[1, 1] = np.inf
     fine = np.zeros((2, 2))
-    metrics = runs.StepMetrics(fine, fine, rate, fine, fine, fine.astype(bool))
+    metrics = trainer.StepMetrics(fine, fine, rate, fine, fine, fine.astype(bool))
     with pytest.raises(
         cli.UserError, match=r"at step 10: rate; .*: decoder; .* step 8"
     ):
-        trainer._check_finite(metrics)
+        training._check_finite(metrics)
 
 
 @pytest.mark.parametrize("log_every", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -516,7 +516,7 @@ def test_schemes_without_phases_never_wait_for_kappa(tmp_path):
     config = tiny(
         beta__kappa="1e-5", beta__max_initial_steps="1", beta__scheme="constant"
     )
-    assert runs.train(config, tmp_path)["completed"]
+    assert trainer.train(config, tmp_path)["completed"]
 
 
 # --- Interpolation -------------------------------------------------------------------

@@ -19,9 +19,19 @@ import numpy as np
 import optax
 import pytest
 from absl import flags
+from ml_collections import ConfigDict
 
 import experiments
-from experiments import cli, figures, metrics, runs, tables
+from experiments import (
+    cli,
+    figures,
+    metrics,
+    provenance,
+    run_files,
+    runs,
+    tables,
+    trainer,
+)
 from vhp_jax.checkpoints import CheckpointError
 from vhp_jax.data import DataError
 
@@ -160,11 +170,11 @@ def test_a_milestone_that_is_not_reached_changes_nothing():
 def test_an_older_directory_has_the_keys_of_its_config_and_no_others(name, tmp_path):
     config = cli.load_config(name)
     older = json.loads(config.to_json())
-    for key in runs.BEFORE:
+    for key in run_files.BEFORE:
         *parents, last = key.split(".")
         functools.reduce(dict.__getitem__, parents, older).pop(last, None)
     (tmp_path / "config.json").write_text(json.dumps(older))
-    found = runs.ConfigDict(runs.read_config(tmp_path))
+    found = ConfigDict(run_files.read_config(tmp_path))
     assert dict(cli.flatten(found)).keys() == dict(cli.flatten(config)).keys()
     assert found.model.get("dropout", 0.0) == 0.0
 
@@ -173,19 +183,19 @@ def test_a_directory_that_is_older_than_a_key_goes_on(workdir):
     """As if the key had said what runs did before there was one."""
     config = read(workdir / "config.json")
     config["train"]["weight_decay"] = 0.25
-    for key in runs.BEFORE:
+    for key in run_files.BEFORE:
         *parents, name = key.split(".")
         del functools.reduce(dict.__getitem__, parents, config)[name]
     (workdir / "config.json").write_text(json.dumps(config))
     decay = {"train__weight_decay": "0.25", "train__prior_weight_decay": "0.25"}
-    runs.check_config(workdir, tiny(**decay))
+    run_files.check_config(workdir, tiny(**decay))
     assert runs.restore(workdir).run.config.train.milestones == []
     with pytest.raises(cli.UserError, match=r"milestones is \[\] there and \[2\] here"):
-        runs.check_config(workdir, tiny(train__milestones="2", **decay))
+        run_files.check_config(workdir, tiny(train__milestones="2", **decay))
 
 
 def test_config_json_is_enough_to_repeat_the_run(finished):
-    config = runs.ConfigDict(read(finished / "config.json"))
+    config = ConfigDict(read(finished / "config.json"))
     assert config.to_json() == tiny().to_json()
     again = runs.Run(config)
     restored = runs.restore(finished)
@@ -260,7 +270,7 @@ def test_figures_and_snapshots_are_there(finished):
     wanted = {"history", "latent_space", "regression", "samples", "reconstructions"}
     assert names == wanted
     assert all(is_png(path) for path in (finished / "figures").iterdir())
-    snapshots = runs.WorkDir(finished).snapshots()
+    snapshots = run_files.WorkDir(finished).snapshots()
     assert list(snapshots) == [2, 4]
     assert snapshots[4]["posterior_mean"].shape == (1, 16, 2)
     assert snapshots[4]["prior_samples"].shape == (1, 16, 2)
@@ -298,16 +308,16 @@ def test_every_start_is_kept_with_its_commit(tmp_path, monkeypatch):
     def start(revision, num_steps=math.inf):
         taken = []
 
-        def advance(self, length, advance=runs._Trainer._advance):
+        def advance(self, length, advance=trainer._Trainer._advance):
             if sum(taken) >= num_steps:
                 raise KeyboardInterrupt
             taken.append(length)
             return advance(self, length)
 
         with monkeypatch.context() as patch:
-            patch.setattr(runs, "git_revision", lambda: revision)
-            patch.setattr(runs._Trainer, "_advance", advance)
-            return runs.train(config, tmp_path)
+            patch.setattr(provenance, "git_revision", lambda: revision)
+            patch.setattr(trainer._Trainer, "_advance", advance)
+            return trainer.train(config, tmp_path)
 
     for revision, num_steps in (("a", 0), ("b", 3), ("c", 1)):
         with pytest.raises(KeyboardInterrupt):
@@ -317,7 +327,9 @@ def test_every_start_is_kept_with_its_commit(tmp_path, monkeypatch):
     found = [(start["step"], start["git_revision"]) for start in summary["starts"]]
     assert found == [(0, "b"), (2, "d")]
     assert summary["git_revision"] == "d"
-    assert all(start["hardware"] == runs.hardware() for start in summary["starts"])
+    assert all(
+        start["hardware"] == provenance.hardware() for start in summary["starts"]
+    )
     # Drawing the figures anew takes no step; what began an older run is not known.
     (tmp_path / "summary.json").unlink()
     assert start("e")["starts"] == summary["starts"]
@@ -330,19 +342,19 @@ def test_every_start_is_kept_with_its_commit(tmp_path, monkeypatch):
 
 def test_a_run_that_ends_in_the_initial_phase_says_so(tmp_path, capsys):
     words = "kappa^2 = 1e-06 was not reached, the prior was not trained (seed 1, 2)"
-    runs.train(tiny(beta__kappa="1e-3", num_seeds="2"), tmp_path / "far")
+    trainer.train(tiny(beta__kappa="1e-3", num_seeds="2"), tmp_path / "far")
     assert words in capsys.readouterr().out
-    runs.train(tiny(), tmp_path / "met")
+    trainer.train(tiny(), tmp_path / "met")
     assert "was not reached" not in capsys.readouterr().out
 
 
 def test_a_run_that_gave_up_goes_on_with_more_patience(tmp_path):
     config = tiny(beta__kappa="1e-3", beta__max_initial_steps="2")
     with pytest.raises(cli.UserError, match="not reached in 2 steps"):
-        runs.train(config, tmp_path)
+        trainer.train(config, tmp_path)
     with config.unlocked():
         config.beta.max_initial_steps = 100
-    assert runs.train(config, tmp_path)["step"] == 4
+    assert trainer.train(config, tmp_path)["step"] == 4
     trained = [line for line in lines_of(tmp_path) if "split" not in line]
     assert [line["step"] for line in trained] == [1, 2, 3, 4]
 
@@ -375,7 +387,7 @@ def test_no_snapshots_no_validation_still_finishes(tmp_path):
     config = tiny(
         train__snapshot_steps="", train__eval_every="4000", train__num_steps="1"
     )
-    assert runs.train(config, tmp_path, draw=DRAW)["completed"]
+    assert trainer.train(config, tmp_path, draw=DRAW)["completed"]
     assert {path.stem for path in (tmp_path / "figures").iterdir()} >= {"history"}
 
 
@@ -389,7 +401,7 @@ def test_every_pendulum_config_runs_two_steps(name, tmp_path):
     small = {key: value for key, value in TINY.items() if key not in own}
     small |= {"train.num_steps": "2", "train.eval_every": "1"}
     config = cli.load_config(name, list(small.items()))
-    summary = runs.train(config, tmp_path)
+    summary = trainer.train(config, tmp_path)
     assert (summary["completed"], summary["step"]) == (True, 2)
     assert [line["step"] for line in lines_of(tmp_path)] == [1, 1, 2, 2]
     assert read(tmp_path / "config.json")["model"] == json.loads(config.model.to_json())
@@ -416,7 +428,7 @@ def test_every_variant_runs_two_steps(variant, tmp_path):
         model__latent_dim="3" if variant == VARIANTS[-1] else "2",
         **variant,
     )
-    assert runs.train(config, tmp_path, draw=DRAW)["step"] == 2
+    assert trainer.train(config, tmp_path, draw=DRAW)["step"] == 2
     figures_there = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert {"history", "samples"} <= figures_there
     assert ("latent_space" in figures_there) == (config.model.latent_dim == 2)
@@ -427,18 +439,18 @@ def test_the_end_is_validated_and_drawn_whatever_the_intervals(tmp_path):
     config = tiny(
         train__num_steps="3", train__eval_every="2", train__snapshot_steps="2,4"
     )
-    summary = runs.train(config, tmp_path)
+    summary = trainer.train(config, tmp_path)
     validated = [line["step"] for line in lines_of(tmp_path) if "split" in line]
     assert validated == [2, 3]
     assert {line["step"] for line in summary["final_metrics"]} == {3}
-    assert list(runs.WorkDir(tmp_path).snapshots()) == [2, 3]
+    assert list(run_files.WorkDir(tmp_path).snapshots()) == [2, 3]
 
 
 @pytest.mark.slow
 def test_members_of_several_seeds_equal_single_runs(tmp_path):
     """To float tolerance: batched products may sum in another order."""
     both = tmp_path / "both"
-    assert runs.train(tiny(num_seeds="2"), both)["num_seeds"] == 2
+    assert trainer.train(tiny(num_seeds="2"), both)["num_seeds"] == 2
     together = runs.restore(both)
     assert together.run.seeds == [1, 2]
     lines = [line for line in lines_of(both) if "split" not in line]
@@ -450,7 +462,7 @@ def test_members_of_several_seeds_equal_single_runs(tmp_path):
     ]
     for seed, state in zip((1, 2), together.run.members(together.state), strict=True):
         alone = tmp_path / f"seed_{seed}"
-        runs.train(tiny(seed=str(seed)), alone)
+        trainer.train(tiny(seed=str(seed)), alone)
         wanted = runs.restore(alone).state
         chex.assert_trees_all_close(state.params, wanted.params, rtol=1e-4, atol=1e-6)
         chex.assert_trees_all_close(state.beta_state, wanted.beta_state, rtol=1e-5)
@@ -587,7 +599,7 @@ def test_sample_draws_a_grid_and_keeps_the_numbers(workdir):
 def test_hardware_is_told_where_the_system_has_no_affinity(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
-    assert runs.hardware() == "CPU, 5 core(s)"
+    assert provenance.hardware() == "CPU, 5 core(s)"
 
 
 # --- Reproduction --------------------------------------------------------------------
@@ -648,7 +660,7 @@ def test_table1_reports_what_is_complete(finished, tmp_path, monkeypatch):
     done = reproduce(tmp_path, "table1", "--budget_minutes=1e-9")
     assert done.code == 1  # no stale run passes for a row's
     assert "holds a run of another config" in done.err
-    monkeypatch.setattr(runs, "check_config", lambda *_: None)
+    monkeypatch.setattr(run_files, "check_config", lambda *_: None)
     done = reproduce(tmp_path, "table1", "--budget_minutes=1e-9")
     assert (done.code, done.err) == (0, "")
     table = read(tmp_path / "results" / "table1.json")
@@ -659,12 +671,12 @@ def test_table1_reports_what_is_complete(finished, tmp_path, monkeypatch):
     assert row["seeds"] == [row["mean"]] == [pytest.approx(error)]
     assert (row["seed_numbers"], row["steps"]) == ([1], [4])
     assert row["hardware"].startswith("CPU")
-    revision = str(runs.git_revision())
+    revision = str(provenance.git_revision())
     assert row["commit"] == revision
     path = tables.TABLE1.path(str(tmp_path / "runs"), tables.TABLE1.named(name), 1)
     summary = read(path / "summary.json")
     summary["starts"].append(summary["starts"][0] | {"git_revision": "0"})
-    runs.write_json(path / "summary.json", summary)
+    run_files.write_json(path / "summary.json", summary)
     reproduce(tmp_path, "table1", "--budget_minutes=1e-9")
     rows_again = read(tmp_path / "results" / "table1.json")["rows"]
     commits = [row["commit"] for row in rows_again if row["name"] == name]
@@ -686,7 +698,7 @@ def test_a_row_that_fails_does_not_stop_the_others(kind, tmp_path, monkeypatch):
         if len(tried) == 1:
             raise kind("kappa^2 = 1e-09 not reached")
 
-    monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(trainer, "train", train)
     done = reproduce(tmp_path, "table1", "--num_seeds=1")
     assert done.code == 1
     first, *others = tables.TABLE1.rows
@@ -711,13 +723,13 @@ def test_rows_that_are_not_chosen_are_neither_measured_nor_in_the_way(
     published = {"name": "VHP", "dataset": "pendulum", "mean": 0.25, "seeds": [0.25]}
     published |= {"stderr": None, "final_rate": 6.0, "final_beta": 1.0, "steps": [9]}
     rows = [published | {"paper": 0.49}]
-    runs.write_json(tmp_path / "results" / "table1.json", {"rows": rows})
+    run_files.write_json(tmp_path / "results" / "table1.json", {"rows": rows})
     done = reproduce(tmp_path, "table1", *words)
     assert (done.code, done.err) == (0, "")
     assert "VHP, pendulum, seed 1: left out, " in done.out  # of another config
     rows = read(tmp_path / "results" / "table1.json")["rows"]
     assert [row["mean"] for row in rows if row["mean"] is not None] == [0.25]
-    monkeypatch.setattr(runs, "check_config", lambda *_: None)
+    monkeypatch.setattr(run_files, "check_config", lambda *_: None)
     monkeypatch.setattr(runs, "restore", lambda _: pytest.fail("the run was read"))
     done = reproduce(tmp_path, "table1", *words)
     assert (done.code, done.err) == (0, "")
@@ -760,8 +772,8 @@ def test_a_likelihood_of_another_kind_does_not_stand_in(
         "seconds": 60.0,
     }
     folder = tables.TABLE2_MLP.path(str(tmp_path / "runs"), row, 1) / "eval"
-    runs.write_json(folder / "nll.json", measured | change)
-    monkeypatch.setattr(runs, "check_config", lambda *_: None)
+    run_files.write_json(folder / "nll.json", measured | change)
+    monkeypatch.setattr(run_files, "check_config", lambda *_: None)
     monkeypatch.setattr(runs, "restore", lambda _: pytest.fail("the run was read"))
     done = reproduce(tmp_path, "table2_mlp", "--budget_minutes=1e-9", "--rows=VAE")
     assert (done.code, done.err) == (0, "")
@@ -805,7 +817,7 @@ def test_table2_shows_data_sets_and_what_others_published(tmp_path):
 
 @pytest.mark.slow
 def test_reproduce_draws_every_target(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "check_config", lambda *_: None)
+    monkeypatch.setattr(run_files, "check_config", lambda *_: None)
     monkeypatch.setattr(metrics.Setting, "__new__", few_samples(metrics.Setting))
     module = import_command("reproduce")
     for table in tables.TABLES.values():
@@ -850,14 +862,14 @@ def test_reproduce_trains_what_is_missing_and_resumes(tmp_path, monkeypatch):
         )
         return config
 
-    real = runs.train
+    real = trainer.train
 
     def train(config, path, minutes, draw):
         trained.append(Path(path).parent.name)
         return real(config, path, minutes)
 
     monkeypatch.setattr(tables.Row, "resolved", small)
-    monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(trainer, "train", train)
     words = ["--target=fig10_later", f"--workdir={tmp_path}", f"--output={tmp_path}"]
     flags.FLAGS(["reproduce", *words])
     for _ in range(2):

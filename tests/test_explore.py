@@ -13,7 +13,7 @@ import pytest
 from test_experiments import command, workdir  # noqa: F401, a fixture
 from two_steps import TWO_STEPS
 
-from experiments import cli, runs
+from experiments import cli, runs, trainer
 from vhp_jax import evaluation, plotting
 
 pytestmark = pytest.mark.optax
@@ -60,7 +60,7 @@ def test_page_shows_colours_and_no_key_of_a_single_class(tmp_path):
     np.save(tmp_path / "x.npy", pictures)
     words = TWO_STEPS | {"data.path": str(tmp_path / "x.npy"), "beta.kappa": "0.9"}
     config = cli.load_config("custom", list(words.items()))
-    runs.train(config, tmp_path / "run")
+    trainer.train(config, tmp_path / "run")
     done = command("explore", f"--workdir={tmp_path / 'run'}", "--grid=3")
     assert (done.code, done.err) == (0, "")
     data = page_data(tmp_path / "run" / "explore.html")

@@ -13,7 +13,7 @@ import pytest
 from test_architecture import OTHER_PRIORS, Spy
 from test_experiments import command
 
-from experiments import build, cli, figures, metrics, runs, tables
+from experiments import build, cli, figures, metrics, run_files, runs, tables, trainer
 from vhp_jax import distributions, evaluation, priors, training
 from vhp_jax.checkpoints import Checkpointer, CheckpointError
 from vhp_jax.data import static_mnist
@@ -119,7 +119,7 @@ def test_units_are_dropped_in_no_measurement(tmp_path):
         still = {f"train__{half}learning_rate": "1e-30" for half in ("", "prior_")}
         config = tiny(model__dropout=share, train__weight_decay="0.0", **still)
         workdir = tmp_path / share
-        runs.train(config, workdir)
+        trainer.train(config, workdir)
         opened = runs.restore(workdir)
         setting = metrics.Setting(
             *(opened.run, opened.params, opened.step),
@@ -138,7 +138,7 @@ def test_units_are_dropped_in_no_measurement(tmp_path):
 @pytest.mark.slow
 def test_a_run_is_trained_measured_and_drawn(tmp_path):
     draw = figures.training_figures
-    assert runs.train(tiny(), tmp_path, draw=draw)["completed"]
+    assert trainer.train(tiny(), tmp_path, draw=draw)["completed"]
     run, _, params, step = runs.restore(tmp_path)
     test = run.experiment.dataset.test
     setting = metrics.Setting(
@@ -156,7 +156,7 @@ def test_a_run_is_trained_measured_and_drawn(tmp_path):
 @pytest.mark.parametrize("strides", ["1,2,1,2,1", "1,2,1,1,1"])
 def test_the_gated_convolutions_train_in_both_versions_of_table_3(strides, tmp_path):
     config = tiny("static_mnist", model__strides=strides, train__num_steps="2")
-    assert runs.train(config, tmp_path)["completed"]
+    assert trainer.train(config, tmp_path)["completed"]
     params = runs.restore(tmp_path).params.encoder
     rows = {"1,2,1,2,1": 6 * 7 * 7, "1,2,1,1,1": 6 * 14 * 14}[strides]
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
@@ -246,7 +246,7 @@ def test_a_run_stops_when_patience_is_out_and_keeps_the_best(tmp_path):
         train__num_steps="20",
         train__patience="3",
     )
-    summary = runs.train(config, tmp_path)
+    summary = trainer.train(config, tmp_path)
     assert (summary["completed"], summary["step"]) == (True, 8)
     assert summary["best_step"] == runs.restore(tmp_path).step == 2
     assert list(bounds(tmp_path)) == [2, 4, 6, 8]
@@ -256,7 +256,7 @@ def test_a_run_stops_when_patience_is_out_and_keeps_the_best(tmp_path):
 def test_what_is_evaluated_is_the_best_average_not_the_newest(tmp_path):
     """A learning rate that ruins the networks: the first validation stays the best."""
     config = tiny(train__learning_rate="1.0", train__patience="10")
-    runs.train(config, tmp_path)
+    trainer.train(config, tmp_path)
     found = bounds(tmp_path)
     best = max(found, key=found.get)
     restored = runs.restore(tmp_path)
@@ -277,15 +277,15 @@ def test_what_is_evaluated_is_the_best_average_not_the_newest(tmp_path):
 def test_a_resumed_run_has_the_best_of_an_uninterrupted_one(lost, tmp_path):
     """Whichever checkpoints are lost: best/ may then be ahead of what is resumed."""
     config = tiny(train__patience="10")
-    runs.train(config, tmp_path / "whole")
-    runs.train(config, tmp_path / "cut")
+    trainer.train(config, tmp_path / "whole")
+    trainer.train(config, tmp_path / "cut")
     for step in lost:
         folder = tmp_path / "cut" / "checkpoints" / str(step)
         for file in sorted(folder.rglob("*"), reverse=True):
             file.rmdir() if file.is_dir() else file.unlink()
         folder.rmdir()
     (tmp_path / "cut" / "summary.json").unlink()
-    runs.train(config, tmp_path / "cut")
+    trainer.train(config, tmp_path / "cut")
     whole, cut = (runs.restore(tmp_path / name) for name in ("whole", "cut"))
     assert cut.step == whole.step
     chex.assert_trees_all_equal(cut.params, whole.params)
@@ -299,20 +299,20 @@ class Killed(BaseException):
 @pytest.mark.slow
 def test_a_kill_before_the_best_is_written_loses_nothing(tmp_path, monkeypatch):
     config = tiny(train__patience="10")
-    runs.train(config, tmp_path / "whole")
+    trainer.train(config, tmp_path / "whole")
     original = Checkpointer.save
 
     def save(self, step, state):
-        if self._directory.name == runs.BEST and step == 2:  # the best of this run
+        if self._directory.name == run_files.BEST and step == 2:  # the best of this run
             raise Killed
         original(self, step, state)
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpointer, "save", save)
         with pytest.raises(Killed):
-            runs.train(config, tmp_path / "cut")
-    assert not (tmp_path / "cut" / runs.BEST).exists()
-    runs.train(config, tmp_path / "cut")
+            trainer.train(config, tmp_path / "cut")
+    assert not (tmp_path / "cut" / run_files.BEST).exists()
+    trainer.train(config, tmp_path / "cut")
     whole, cut = (runs.restore(tmp_path / name) for name in ("whole", "cut"))
     assert cut.step == whole.step == 2
     chex.assert_trees_all_equal(cut.params, whole.params)
@@ -322,19 +322,19 @@ def test_a_kill_before_the_best_is_written_loses_nothing(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore::vhp_jax.checkpoints.CheckpointWarning")
 def test_best_parameters_that_are_damaged_are_said_and_sought_anew(tmp_path, capsys):
     config = tiny(train__patience="10")
-    runs.train(config, tmp_path)
+    trainer.train(config, tmp_path)
     assert runs.restore(tmp_path).step == 2
-    manifest = tmp_path / runs.BEST / "2" / "manifest.json"
+    manifest = tmp_path / run_files.BEST / "2" / "manifest.json"
     manifest.write_text(manifest.read_text()[:-20])
     with pytest.raises(CheckpointError, match="best"):
         runs.restore(tmp_path)
     for step in ("4", "6"):
         shutil.rmtree(tmp_path / "checkpoints" / step)
     (tmp_path / "summary.json").unlink()
-    runs.train(config, tmp_path)
+    trainer.train(config, tmp_path)
     assert "best: no whole parameters of step 2" in capsys.readouterr().out
     assert runs.restore(tmp_path).step in (4, 6)
-    shutil.rmtree(tmp_path / runs.BEST)
+    shutil.rmtree(tmp_path / run_files.BEST)
     with pytest.raises(cli.UserError, match="best is missing"):
         runs.restore(tmp_path)
 
@@ -349,7 +349,7 @@ def test_patience_waits_for_the_end_of_a_warm_up(tmp_path):
         train__num_steps="20",
         train__patience="1",
     )
-    summary = runs.train(config, tmp_path)
+    summary = trainer.train(config, tmp_path)
     assert (summary["step"], summary["best_step"]) == (8, 2)
 
 
@@ -362,7 +362,7 @@ def test_patience_waits_for_the_end_of_the_initial_phase(tmp_path):
         train__num_steps="12",
         train__patience="1",
     )
-    summary = runs.train(config, tmp_path)
+    summary = trainer.train(config, tmp_path)
     assert (summary["step"], summary["best_step"]) == (12, 2)
 
 
@@ -457,7 +457,7 @@ def test_where_to_name_a_data_directory_is_said(tmp_path, monkeypatch):
 def test_every_key_of_an_image_config_is_read(name, tmp_path):
     config, seen = tiny(name, train__num_steps="2"), set()
     spy = Spy(config, seen)
-    runs.train(spy, tmp_path)
+    trainer.train(spy, tmp_path)
     run = runs.Run(spy)
     params = run.initial_state().params
     figures.Interpolation(run, params, figures.default_pairs(run), seed=0)

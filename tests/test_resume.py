@@ -17,7 +17,7 @@ import pytest
 from forked import Forked
 from test_experiments import arguments, command, lines_of, read, tiny
 
-from experiments import cli, runs
+from experiments import cli, run_files, runs, trainer
 from vhp_jax.checkpoints import Checkpointer
 
 # Whole runs, again and again: the fast suite has `test_training` for the same.
@@ -52,7 +52,7 @@ TIMES = ("wall_seconds", "examples_per_second", "git_revision", "starts")
 def short(tmp_path_factory) -> Path:
     """An undisturbed run, only to be read."""
     workdir = tmp_path_factory.mktemp("short")
-    runs.train(tiny(**SHORT), workdir)
+    trainer.train(tiny(**SHORT), workdir)
     return workdir
 
 
@@ -60,7 +60,7 @@ def short(tmp_path_factory) -> Path:
 def long(tmp_path_factory) -> Path:
     """An undisturbed run, only to be read."""
     workdir = tmp_path_factory.mktemp("long")
-    runs.train(tiny(**LONG), workdir)
+    trainer.train(tiny(**LONG), workdir)
     return workdir
 
 
@@ -87,14 +87,14 @@ def assert_same_run(seen: Path, wanted: Path) -> None:
     for summary in summaries:
         summary["final_metrics"] = [*map(without_times, summary["final_metrics"])]
     assert summaries[0] == summaries[1]
-    snapshots = [runs.WorkDir(path).snapshots() for path in (seen, wanted)]
+    snapshots = [run_files.WorkDir(path).snapshots() for path in (seen, wanted)]
     chex.assert_trees_all_equal(*snapshots)
     assert not list((seen / "checkpoints").glob("*.tmp"))
 
 
 def stop_after(step: int, config, workdir: Path, monkeypatch) -> None:
     """Trains until a SIGTERM right after the line of `step`."""
-    log = runs._Trainer._log
+    log = trainer._Trainer._log
 
     def log_and_signal(self, *arguments):
         lines = log(self, *arguments)
@@ -103,9 +103,9 @@ def stop_after(step: int, config, workdir: Path, monkeypatch) -> None:
         return lines
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs._Trainer, "_log", log_and_signal)
+        patch.setattr(trainer._Trainer, "_log", log_and_signal)
         with pytest.raises(cli.InterruptedRunError) as stopped:
-            runs.train(config, workdir)
+            trainer.train(config, workdir)
     assert stopped.value.signum == signal.SIGTERM
     assert runs.restore(workdir).step == step
     assert not (workdir / "summary.json").exists()
@@ -131,7 +131,7 @@ def test_stopped_at_the_phase_switch_equals_uninterrupted(
     cut = phase_end(short) + offset
     stop_after(cut, config, tmp_path, monkeypatch)
     assert bool(state_of(tmp_path).beta_state.initial_phase) == (offset < 0)
-    runs.train(config, tmp_path)
+    trainer.train(config, tmp_path)
     assert_same_run(tmp_path, short)
 
 
@@ -140,7 +140,7 @@ def test_stopped_again_and_again_equals_uninterrupted(short, tmp_path, monkeypat
     cuts = sorted({1, 2, end - 2, end - 1, end, end + 1, 11})
     for cut in cuts:
         stop_after(cut, config, tmp_path, monkeypatch)
-    runs.train(config, tmp_path)
+    trainer.train(config, tmp_path)
     assert_same_run(tmp_path, short)
     seconds = [line["wall_seconds"] for line in lines_of(tmp_path) if "loss" in line]
     assert seconds == sorted(seconds)  # earlier parts are counted
@@ -149,17 +149,17 @@ def test_stopped_again_and_again_equals_uninterrupted(short, tmp_path, monkeypat
 @pytest.mark.parametrize("scheme", ["rewo_alternative", "geco", "warm_up"])
 def test_resume_carries_the_state_of_every_scheme(scheme, tmp_path, monkeypatch):
     config = tiny(**SHORT | {"beta.scheme": scheme})
-    runs.train(config, tmp_path / "whole")
+    trainer.train(config, tmp_path / "whole")
     stop_after(7, config, tmp_path / "parts", monkeypatch)
-    runs.train(config, tmp_path / "parts")
+    trainer.train(config, tmp_path / "parts")
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
 def test_resume_of_several_seeds_at_once(tmp_path, monkeypatch):
     config = tiny(**SHORT | {"num_seeds": "2"})
-    runs.train(config, tmp_path / "whole")
+    trainer.train(config, tmp_path / "whole")
     stop_after(7, config, tmp_path / "parts", monkeypatch)
-    runs.train(config, tmp_path / "parts")
+    trainer.train(config, tmp_path / "parts")
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
@@ -178,12 +178,12 @@ def test_crash_between_line_and_checkpoint_leaves_no_line_twice(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpointer, "save", crash)
         with pytest.raises(RuntimeError, match="power cut"):
-            runs.train(config, tmp_path)
+            trainer.train(config, tmp_path)
     assert runs.restore(tmp_path).step == 4
     assert lines_of(tmp_path)[-1]["step"] == 8
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "lo')  # and the last line cut off
-    runs.train(config, tmp_path)
+    trainer.train(config, tmp_path)
     assert_same_run(tmp_path, short)
 
 
@@ -192,7 +192,7 @@ def test_crash_before_the_first_checkpoint_starts_again(short, tmp_path):
     lines = [json.dumps(line) for line in lines_of(short)[:3]]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "config.json").write_bytes((short / "config.json").read_bytes())
-    runs.train(tiny(**SHORT), tmp_path)
+    trainer.train(tiny(**SHORT), tmp_path)
     assert_same_run(tmp_path, short)
 
 
@@ -219,7 +219,7 @@ def test_a_signal_while_the_data_are_made_is_not_kept_waiting(tmp_path, monkeypa
         os.kill(os.getpid(), signal.SIGTERM)
         went_on.append(config)
 
-    monkeypatch.setattr(runs, "Run", build)
+    monkeypatch.setattr(trainer, "Run", build)
     before = signal.getsignal(signal.SIGTERM)
     try:
         done = command("train", f"--workdir={tmp_path}", *arguments(**SHORT))
@@ -278,7 +278,7 @@ def test_signals_checkpoint_and_exit(signum, code, long, tmp_path):
         assert process.complained() == ""
         stopped = re.search(r"stopped at step (\d+), checkpoint", process.printed())
     assert runs.restore(workdir).step == int(stopped[1]) < 150
-    runs.train(tiny(**LONG), workdir)
+    trainer.train(tiny(**LONG), workdir)
     assert_same_run(workdir, long)
 
 

@@ -361,7 +361,7 @@ def test_the_functions_run_without_this_package_and_flax(tmp_path):
 @pytest.mark.slow
 @pytest.mark.optax
 def test_a_run_is_exported_read_and_evaluated(tmp_path):
-    from experiments import cli, runs
+    from experiments import cli, runs, trainer
     from vhp_jax import VHP
 
     tiny = TWO_STEPS | {
@@ -371,7 +371,7 @@ def test_a_run_is_exported_read_and_evaluated(tmp_path):
         "beta.kappa": "0.5",
     }
     config = cli.load_config("pendulum", list(tiny.items()))
-    runs.train(config, tmp_path / "run")
+    trainer.train(config, tmp_path / "run")
 
     def command(name, *words):
         code, said, errors = forked.run(f"experiments.{name}", *words)
@@ -418,7 +418,7 @@ def test_a_run_is_exported_read_and_evaluated(tmp_path):
 @pytest.mark.optax
 def test_an_exported_run_takes_rows_in_their_own_units(tmp_path):
     """And its card has what was measured of these parameters, no others."""
-    from experiments import runs
+    from experiments import run_files, runs, trainer
     from vhp_jax import VHP
 
     rows = np.random.default_rng(0).normal(
@@ -430,10 +430,10 @@ def test_an_exported_run_takes_rows_in_their_own_units(tmp_path):
         "beta.kappa": "5",
     }
     run = tmp_path / "run"
-    runs.train(cli.load_config("custom", list(tiny.items())), run)
+    trainer.train(cli.load_config("custom", list(tiny.items())), run)
     for name, step in (("ols", 1), ("nll", 2)):
         measured = {"value": 1.5, "step": step, "num_examples": 6, "split": "test"}
-        runs.write_json(run / "eval" / f"{name}.json", measured)
+        run_files.write_json(run / "eval" / f"{name}.json", measured)
     words = f"--workdir={run}", f"--output={tmp_path / 'exported'}"
     code, _, errors = forked.run("experiments.export", *words)
     assert (code, errors) == (0, "")

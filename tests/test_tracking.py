@@ -7,7 +7,7 @@ import sys
 import pytest
 from two_steps import TWO_STEPS
 
-from experiments import cli, figures, runs, tracking
+from experiments import cli, figures, tracking, trainer
 
 pytest.importorskip("tensorboardX")
 
@@ -61,10 +61,10 @@ def test_the_package_that_is_missing_is_named(monkeypatch, tmp_path):
 @pytest.mark.optax
 def test_a_run_writes_its_metrics_and_figures_only_when_asked(tmp_path):
     config = cli.load_config("pendulum", list(TINY.items()))
-    runs.train(config, tmp_path / "without")
+    trainer.train(config, tmp_path / "without")
     assert not (tmp_path / "without" / "tensorboard").exists()
     draw = figures.training_figures
-    runs.train(config, tmp_path / "with", tensorboard=True, draw=draw)
+    trainer.train(config, tmp_path / "with", tensorboard=True, draw=draw)
     found = values(tmp_path / "with" / "tensorboard")
     lines = (tmp_path / "with" / "metrics.jsonl").read_text().splitlines()
     for line in map(json.loads, lines):
@@ -87,10 +87,10 @@ def test_a_kappa_out_of_reach_is_foreseen(tmp_path, capsys):
     slow |= {"train.checkpoint_every": "16", "train.snapshot_steps": "16"}
     config = cli.load_config("pendulum", list((TINY | slow).items()))
     with pytest.raises(cli.UserError, match="not reached in 12 steps"):
-        runs.train(config, tmp_path)
+        trainer.train(config, tmp_path)
     said = capsys.readouterr().out
     assert said.count("looks out of reach") == 0  # three lines are too few to judge by
     config.beta.max_initial_steps = 16
     with pytest.raises(cli.UserError, match="not reached in 16 steps"):
-        runs.train(config, tmp_path / "longer")
+        trainer.train(config, tmp_path / "longer")
     assert capsys.readouterr().out.count("kappa^2 = 1e-08 looks out of reach") == 1

@@ -61,6 +61,7 @@ from vhp_jax import (
     objectives,
     plotting,
     priors,
+    starts,
     training,
 )
 from vhp_jax.data import pendulum
@@ -137,14 +138,14 @@ crooked: a flexible prior can follow any shape. The longer story is in
 """
 
 # %%
-components = networks.principal_components(images, 2)
+components = starts.principal_components(images, 2)
 
 
 def start(model, key):
     """Draws the parameters of a model."""
     key_init, key_start = jax.random.split(key)
     drawn = model.init(key_init, images.shape[1:])
-    return networks.start_principal(drawn, key_start, components, scale=0.3)
+    return starts.start_principal(drawn, key_start, components, scale=0.3)
 
 
 # %% [markdown]

@@ -14,7 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from experiments.cli import UserError, flatten
-from vhp_jax import beta, distributions, networks, objectives, priors, training
+from vhp_jax import beta, distributions, networks, objectives, priors, starts, training
 from vhp_jax.data import (
     DataError,
     Dataset,
@@ -433,9 +433,9 @@ def build_init(
     def principal(params: Params, key: PRNGKey) -> Params:
         if config.initialisation != "looks_linear":
             raise UserError("config.model.start=principal wants looks_linear networks")
-        components = networks.principal_components(examples, config.latent_dim)
+        components = starts.principal_components(examples, config.latent_dim)
         scale = config.encoder_head_scale
-        return networks.start_principal(params, key, components, scale)
+        return starts.start_principal(params, key, components, scale)
 
     def fitting(params: Params, key: PRNGKey) -> Params:
         """Of ReLU networks, principal where it can be; of others random."""
@@ -445,12 +445,12 @@ def build_init(
             return centred(params, key)
         scale = config.encoder_head_scale
         hidden, latent_dim = config.hidden, config.latent_dim
-        return networks.fitting_start(examples, hidden, latent_dim, scale)(params, key)
+        return starts.fitting_start(examples, hidden, latent_dim, scale)(params, key)
 
     def centred(params: Params, key: PRNGKey) -> Params:
         del key
         flat = examples.reshape(len(examples), -1)
-        return networks.centre(params, flat.mean(axis=0, dtype="f8"))
+        return starts.centre(params, flat.mean(axis=0, dtype="f8"))
 
     def pseudo_inputs(params: Params, key: PRNGKey) -> Params:
         key = jax.random.fold_in(key, 1)  # the start before it draws from the key
@@ -463,15 +463,15 @@ def build_init(
         "fitting": fitting,
         "random": lambda params, key: params,
     }
-    starts = [choose("model.start", config.get("start", "random"), choices)]
+    steps = [choose("model.start", config.get("start", "random"), choices)]
     if isinstance(model.prior, priors.VampPrior):
-        starts.append(pseudo_inputs)
+        steps.append(pseudo_inputs)
 
     def init_params(key: PRNGKey) -> Params:
         key_init, key_start = jax.random.split(key)
         params = model.init(key_init, examples.shape[1:])
-        for start in starts:
-            params = start(params, key_start)
+        for step in steps:
+            params = step(params, key_start)
         return params
 
     return init_params

@@ -29,6 +29,7 @@ ARROWS = {
     "graph": set(),
     "plotting": {"storage"},
     "networks": {"types", "distributions"},
+    "starts": {"types"},
     "priors": {"types", "distributions"},
     "model": {"types", "distributions", "priors"},
     "objectives": {"types", "distributions", "model"},

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from vhp_jax import kappa, networks, objectives, training
+from vhp_jax import kappa, networks, objectives, starts, training
 from vhp_jax.kappa import Probe
 from vhp_jax.model import VAE
 from vhp_jax.priors import HierarchicalPrior
@@ -40,12 +40,12 @@ def made_problem(examples):
     prior = HierarchicalPrior(make(1), make(1, head_scale=0.0, scale_init=0.5), 1, 1)
     decoder = networks.GaussianDecoder((16,), 6, "looks_linear", scale_init=0.5)
     model = VAE(networks.Flat(make(1, scale_init=0.05)), decoder, prior)
-    components = networks.principal_components(examples, 1)
+    components = starts.principal_components(examples, 1)
 
     def start(key):
         key_init, key_start = jax.random.split(key)
         params = model.init(key_init, (6,))
-        return networks.start_principal(params, key_start, components, 0.4)
+        return starts.start_principal(params, key_start, components, 0.4)
 
     optimizers = training.OptimizerPair(optax.adam(1e-2), optax.adam(1e-2))
     return start, objectives.make_vhp_objective(model, 2), optimizers

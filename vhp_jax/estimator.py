@@ -30,7 +30,16 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from vhp_jax import beta, evaluation, graph, networks, objectives, sharing, training
+from vhp_jax import (
+    beta,
+    evaluation,
+    graph,
+    networks,
+    objectives,
+    sharing,
+    starts,
+    training,
+)
 from vhp_jax import kappa as kappas
 from vhp_jax.data import Standardisation, custom
 from vhp_jax.model import VAE
@@ -230,7 +239,7 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         model, shape = self.model_, examples.shape[1:]
         if self.likelihood_ == "bernoulli":
             return lambda key: model.init(key, shape)
-        start = networks.fitting_start(examples, self.hidden, self.latent_dim)
+        start = starts.fitting_start(examples, self.hidden, self.latent_dim)
 
         def init(key: PRNGKey) -> Params:
             key_init, key_start = jax.random.split(key)

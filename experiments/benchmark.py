@@ -40,7 +40,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from sklearn import neighbors
 
-from experiments import build, cli, distributed, documents, provenance, run_files, runs
+from experiments import build, cli, distributed, documents, files, provenance, runs
 from vhp_jax import devices, evaluation, graph, networks
 from vhp_jax.data import Dataset, Split
 
@@ -697,12 +697,12 @@ def main() -> None:
         "hardware": provenance.hardware(),
         "matmul_gflops": rate,
         "rows": rows,
-        "versions": provenance.versions(),
+        "versions": provenance.versions() | {"torch": torch_version()},
         "commit": provenance.git_revision(),
     }
     if FLAGS.output:
         path = Path(FLAGS.output)
-        run_files.write_json(path, result)
+        files.write_json(path, result)
         documents.write_table(path.with_suffix(".md"), text)
 
 

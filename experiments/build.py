@@ -49,6 +49,7 @@ POSITIVE = {
     "model.prior_decoder_scale_init",
     "objective.num_samples",
     "beta.warm_up_epochs",
+    "beta.value",
     "beta.max_initial_steps",
     "train.num_steps",
     "train.batch_size",
@@ -500,9 +501,9 @@ def build_beta_scheme(config: ConfigDict, warm_up_steps: int) -> beta.BetaScheme
     schemes: dict[str, Callable[[], beta.BetaScheme]] = {
         "rewo": lambda: beta.rewo(**common, **rewo),
         "rewo_alternative": lambda: beta.rewo_alternative(**common, **rewo),
-        "geco": lambda: beta.geco(**common, nu=config.nu, beta_init=config.init),
+        "geco": lambda: beta.geco(**common, nu=config.nu, beta_init=config.value),
         "warm_up": lambda: beta.warm_up(warm_up_steps, **common),
-        "constant": lambda: beta.constant(config.init, **common),
+        "constant": lambda: beta.constant(config.value, **common),
     }
     return choose("beta.scheme", config.scheme, schemes)()
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from experiments import run_files
+from experiments import files
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,12 +19,12 @@ def quote(document: Path, name: str, text: str) -> None:
         _, ended, after = rest.partition(end)
         if not ended:
             raise ValueError(f"{document}: {start.strip()} has no {end}")
-        run_files.write_text(document, f"{before}{start}{text}{end}{after}")
+        files.write_text(document, f"{before}{start}{text}{end}{after}")
 
 
 def write_table(path: Path, text: str, root: Path = ROOT) -> None:
     """Writes a table; one of ROOT/results also into the documents that quote it."""
-    run_files.write_text(path, text)
+    files.write_text(path, text)
     if path.resolve().parent == root / "results":
         for document in [root / "README.md", *root.glob("docs/*.md")]:
             quote(document, f"results/{path.name}", text)

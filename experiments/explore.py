@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, figures, run_files, runs, views
+from experiments import cli, figures, files, runs, views
 from vhp_jax import evaluation, plotting
 from vhp_jax.types import Params
 
@@ -161,7 +161,7 @@ def main() -> None:
         data=json.dumps(data).replace("<", "\\u003c"),
     )
     path = workdir / "explore.html"
-    run_files.write_text(path, page)
+    files.write_text(path, page)
     print(f"wrote {path}, {len(page) / 2**20:.1f} MiB")
 
 

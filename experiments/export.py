@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, provenance, run_files, runs
+from experiments import cli, files, provenance, runs
 from vhp_jax import sharing
 
 FLAGS = flags.FLAGS
@@ -64,7 +64,7 @@ def measured(folder: Path, step: int) -> dict[str, str]:
     """What `evaluate` found of the parameters of that step, by metric."""
     found = {}
     for path in sorted(folder.glob("*.json")):
-        read = run_files.read_json(path)
+        read = files.read_json(path)
         if isinstance(read.get("value"), int | float) and read.get("step") == step:
             found[path.stem] = (
                 f"{read['value']:.4g} ({read.get('num_examples')} examples of the "

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import cli, figures, run_files, runs, views
+from experiments import cli, figures, files, runs, views
 from vhp_jax import plotting
 from vhp_jax.data import Dataset
 
@@ -97,7 +97,7 @@ def main() -> None:
         )
     arrays = {f"points_{i}": path.points for i, path in enumerate(interpolation.paths)}
     arrays["pairs"] = np.array(interpolation.pairs)
-    run_files.write_npz(workdir / "interpolation.npz", **arrays)
+    files.write_npz(workdir / "interpolation.npz", **arrays)
     view = interpolation.view
     drawn = {"strip": view.strips(strips, jumps)}
     if run.experiment.model.latent_dim == 2:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import cli, run_files, runs, views
+from experiments import cli, files, runs, views
 from experiments.processes import ALONE, Group
 from vhp_jax import evaluation, graph
 from vhp_jax.data import Split
@@ -127,7 +127,7 @@ def measure(metric: str, setting: Setting) -> Result:
         "device": jax.devices()[0].device_kind,
     }
     path = setting.folder / f"{metric}.json"
-    run_files.write_json(path, result)
+    files.write_json(path, result)
     print(f"{metric}: {result['value']:.4f} -> {path}", flush=True)
     return result
 
@@ -160,7 +160,7 @@ def nll(setting: Setting) -> Result:
             flush=True,
         )
     arrays = parts.arrays
-    run_files.write_npz(setting.folder / "nll.npz", **arrays)
+    files.write_npz(setting.folder / "nll.npz", **arrays)
     parts.path.unlink(missing_ok=True)
     values, k = -arrays["log_likelihood"], arrays["pareto_k"]
     lost = ~np.isfinite(values)
@@ -231,7 +231,7 @@ class _Parts:
             "fingerprint": np.array(self._fingerprint),
             "seconds": np.array(seconds),
         }
-        run_files.write_npz(self.path, **self.arrays, **about)
+        files.write_npz(self.path, **self.arrays, **about)
 
 
 BOUNDS = {

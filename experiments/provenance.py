@@ -21,7 +21,8 @@ def hardware() -> str:
 
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy"]
+    packages.append("scikit-learn")
     found = {name: metadata.version(name) for name in packages}
     return found | {"python": platform.python_version(), "vhp_jax": vhp_jax.__version__}
 

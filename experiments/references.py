@@ -118,7 +118,7 @@ class VampPrior(nn.Module):
 
 
 class GaussianTerms(nn.Module):
-    """-log p(x|z) of a Gaussian decoder with one learned log-scale, and the error."""
+    """-log p(x|z) of a Gaussian decoder with one learned log-scale, and its mean."""
 
     def __init__(self, decoder: nn.Module):
         super().__init__()
@@ -126,24 +126,23 @@ class GaussianTerms(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Any, z: Any) -> tuple[Any, Any]:
-        """-log p(x|z) and the mean squared error, one an example."""
+        """-log p(x|z), one an example, and the mean of x, made if it is asked for."""
         mean = self.decoder(z)
-        log_p_x = log_normal(x, mean, self.log_scale.clamp_min(-6.0))
-        return -log_p_x, (x - mean).square().mean(-1)
+        return -log_normal(x, mean, self.log_scale.clamp_min(-6.0)), lambda: mean
 
 
 class BernoulliTerms(nn.Module):
-    """-log p(x|z) of a decoder onto logits, and the error."""
+    """-log p(x|z) of a decoder onto logits, and its mean."""
 
     def __init__(self, decoder: nn.Module):
         super().__init__()
         self.decoder = decoder
 
     def forward(self, x: Any, z: Any) -> tuple[Any, Any]:
-        """-log p(x|z) and the mean squared error, one an example."""
+        """-log p(x|z), one an example, and the mean of x, made if it is asked for."""
         logits = self.decoder(z)
         nll = functional.binary_cross_entropy_with_logits(logits, x, reduction="none")
-        return nll.sum(-1), (x - torch.sigmoid(logits)).square().mean(-1)
+        return nll.sum(-1), lambda: torch.sigmoid(logits)
 
 
 class VAE(nn.Module):
@@ -170,7 +169,8 @@ def training_steps(
 
     def loss_fn(x: Any, beta: Any, average: Any) -> Any:
         z, mean, log_std = draw(model.encoder, x)
-        distortion, error = model.terms(x, z)
+        distortion, mean_x = model.terms(x, z)
+        error = (x - mean_x()).square().mean(-1)
         log_w = model.prior(z, num_samples)
         bound = torch.logsumexp(log_w, 0) - math.log(num_samples)
         rate = log_normal(z, mean, log_std) - bound

@@ -35,6 +35,7 @@ from experiments import (
     cli,
     documents,
     figures,
+    files,
     metrics,
     run_files,
     runs,
@@ -118,7 +119,7 @@ def measured(
     """
     path = folder(table, row, seed)
     run_files.check_config(path, row.resolved(seed))
-    summary = run_files.read_json(path / "summary.json")
+    summary = files.read_json(path / "summary.json")
     wanted = {
         "step": summary.get("best_step") or summary["step"],
         "split": "test",
@@ -130,7 +131,7 @@ def measured(
     for metric in table.metrics:
         samples = {"num_samples": metrics.NUM_SAMPLES} if metric == "nll" else {}
         file = path / "eval" / f"{metric}.json"
-        found = run_files.read_json(file) if file.exists() else {}
+        found = files.read_json(file) if file.exists() else {}
         if (wanted | samples).items() <= found.items():
             results[metric] = found
             continue
@@ -190,7 +191,7 @@ def row_record(
     if not numbers:
         return record
     directories = [run_files.WorkDir(folder(table, row, number)) for number in numbers]
-    summaries = [run_files.read_json(d.path / "summary.json") for d in directories]
+    summaries = [files.read_json(d.path / "summary.json") for d in directories]
     starts = [start for s in summaries for start in s.get("starts", [s])]
     own = [result[table.metric] for result in results]
     steps = [result["step"] for result in own]
@@ -268,7 +269,7 @@ def write_table(
     A row without a number keeps the one that the file has.
     """
     table, path = TABLES[target], output / f"{target}.json"
-    kept = run_files.read_json(path)["rows"] if path.exists() else []
+    kept = files.read_json(path)["rows"] if path.exists() else []
     known = {(record["name"], record["dataset"]): record for record in kept}
     rows = []
     for row in table.rows:
@@ -276,7 +277,7 @@ def write_table(
         if record["mean"] is None:
             record = known.get((row.name, row.dataset), record)
         rows.append(record)
-    run_files.write_json(path, {"target": target, "rows": rows})
+    files.write_json(path, {"target": target, "rows": rows})
     text = markdown(table, rows)
     documents.write_table(output / f"{target}.md", text)
     print(text)
@@ -594,7 +595,7 @@ def main() -> None:
         # Likelihoods are not measured for a figure, but recorded if they are there.
         records = [row_record(table, row, -math.inf, seeds) for row in rows]
         record = {"target": FLAGS.target, "figures": sorted(drawn), "rows": records}
-        run_files.write_json(output / f"{FLAGS.target}.json", record)
+        files.write_json(output / f"{FLAGS.target}.json", record)
     if failures:
         raise cli.UserError(f"{len(failures)} run(s) failed, first {failures[0]}")
 

@@ -1,7 +1,4 @@
-"""The files of one run, and how they are read and written.
-
-Files are replaced in one step: whatever kills the process, each is whole or not there.
-"""
+"""The work directory of a run: its lock, config, metrics and snapshots."""
 
 import fcntl
 import json
@@ -13,8 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import cli, tracking
-from vhp_jax import storage
+from experiments import cli, files, tracking
 
 BEST = "best"  # beside checkpoints/: the parameters of the best validation
 DATA = "data.json"  # digest of the user's own examples
@@ -24,6 +20,9 @@ LAYOUT = ("mesh", "beta.max_initial_steps")
 # key: what runs did then. None where the section has no use for the key.
 BEFORE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "mesh": lambda config: 1,
+    "beta.value": lambda beta: (
+        beta["init"] if beta["scheme"] in ("geco", "constant") else 1.0
+    ),
     "train.milestones": lambda train: [],
     "train.milestone_factor": lambda train: 0.1,
     "train.prior_weight_decay": lambda train: train.get("weight_decay", 0.0),
@@ -91,8 +90,8 @@ class WorkDir:
         if (self.path / "checkpoints").exists():
             raise cli.UserError(f"{path} is missing beside checkpoints/")
         if digest:
-            write_json(self.path / DATA, {"sha256": digest})
-        write_json(path, json.loads(config.to_json()))
+            files.write_json(self.path / DATA, {"sha256": digest})
+        files.write_json(path, json.loads(config.to_json()))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Whole lines of metrics.jsonl; a line cut off by a kill is left out."""
@@ -117,12 +116,12 @@ class WorkDir:
         """Drops the lines after `step`, which will be computed again."""
         lines = [line for line in self.metrics() if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_text(self.path / "metrics.jsonl", text)
+        files.write_text(self.path / "metrics.jsonl", text)
         return lines
 
     def save_snapshot(self, step: int, **arrays: np.ndarray) -> None:
         """Writes snapshots/step_N.npz."""
-        write_npz(self.path / "snapshots" / f"step_{step:08d}.npz", **arrays)
+        files.write_npz(self.path / "snapshots" / f"step_{step:08d}.npz", **arrays)
 
     def snapshots(self) -> dict[int, dict[str, np.ndarray]]:
         """All snapshots by step."""
@@ -144,7 +143,7 @@ class WorkDir:
 
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a work directory, with the keys that are younger than it."""
-    config = read_json(path / "config.json")
+    config = files.read_json(path / "config.json")
     for key, earlier in BEFORE.items():
         parent, _, name = key.rpartition(".")
         tree = config.get(parent) if parent else config
@@ -166,36 +165,6 @@ def check_config(path: Path, config: ConfigDict) -> None:
                 f"{path} holds a run of another config: {key} is {seen.get(key)!r} "
                 f"there and {wanted.get(key)!r} here; choose another --workdir"
             )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one step."""
-    with storage.replacing(path) as temporary:
-        temporary.write_text(text)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Replaces a JSON file in one step; floats that are not finite become null."""
-    write_text(path, storage.json_text(value))
-
-
-def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Replaces an .npz file in one step."""
-    with storage.replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; UserError names a file that is missing or damaged."""
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise cli.UserError(f"{path} does not exist") from None
-    except ValueError as error:  # not JSON, or not even text
-        raise cli.UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise cli.UserError(f"{path} holds {type(value).__name__}; wanted an object")
-    return value
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

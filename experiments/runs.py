@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import build, cli, run_files
+from experiments import build, cli, files, run_files
 from experiments.run_files import WorkDir
 from vhp_jax import devices, evaluation, graph, sharing, training
 from vhp_jax.checkpoints import Checkpointer
@@ -228,7 +228,7 @@ def check_digest(path: Path, dataset: Dataset) -> None:
     """Refuses a work directory whose run was begun with other examples than these."""
     kept = path / run_files.DATA
     if kept.exists():
-        compare_digest(path, run_files.read_json(kept).get("sha256"), dataset)
+        compare_digest(path, files.read_json(kept).get("sha256"), dataset)
 
 
 def compare_digest(path: Path, digest: object, dataset: Dataset) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, figures, run_files, runs
+from experiments import cli, figures, files, runs
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Directory of a run.")
@@ -29,7 +29,7 @@ def main() -> None:
         restored.run, restored.first(), FLAGS.num_samples, FLAGS.seed
     )
     shaped = examples.reshape(-1, *dataset.train.examples.shape[1:])
-    run_files.write_npz(workdir / "samples.npz", z=z, x=dataset.own_units(shaped))
+    files.write_npz(workdir / "samples.npz", z=z, x=dataset.own_units(shaped))
     print(f"wrote {workdir / 'samples.npz'}")
     drawn = figures.example_grid(dataset, examples)
     figures.save_all({"samples": drawn}, workdir / "figures")

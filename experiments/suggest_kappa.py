@@ -14,7 +14,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import build, cli, provenance, run_files, runs
+from experiments import build, cli, files, provenance, runs
 from vhp_jax import kappa
 
 FLAGS = flags.FLAGS
@@ -68,7 +68,7 @@ def main(config: ConfigDict) -> None:
         "git_revision": provenance.git_revision(),
         "hardware": provenance.hardware(),
     }
-    run_files.write_json(workdir / "kappa.json", written)
+    files.write_json(workdir / "kappa.json", written)
     print(f"wrote {workdir / 'kappa.json'}")
 
 

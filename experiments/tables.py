@@ -98,8 +98,8 @@ def slug(name: str) -> str:
 
 # --- The pendulum: Table 1 -----------------------------------------------------------
 
-GECO = {"beta.scheme": "geco", "beta.init": "1.0"}
-BOUND = {"beta.scheme": "constant", "beta.init": "1.0"}
+GECO = {"beta.scheme": "geco"}
+BOUND = {"beta.scheme": "constant"}
 WARM_UP = {"beta.scheme": "warm_up"}
 WARM_UP_200 = WARM_UP | {
     "beta.warm_up_epochs": "200",

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments import cli, provenance, run_files, runs
+from experiments import cli, files, provenance, run_files, runs
 from experiments.processes import ALONE, Group
 from experiments.run_files import WorkDir
 from experiments.runs import Run
@@ -72,7 +72,7 @@ def train(
             flush=True,
         )
         done = directory.path / "summary.json"
-        if done.exists() and (summary := run_files.read_json(done)).get("completed"):
+        if done.exists() and (summary := files.read_json(done)).get("completed"):
             print(f"already complete at step {summary['step']}: {done}")
             return summary
         checkpoints = directory.path / "checkpoints"
@@ -220,7 +220,7 @@ class _Trainer:
         # A directory that is older than this file does not say what began it.
         earlier = [{"step": 0, "git_revision": None, "hardware": "unknown"}]
         if path.exists():
-            earlier = run_files.read_json(path)["starts"]
+            earlier = files.read_json(path)["starts"]
         starts = [start for start in earlier if start["step"] < self.step]
         if starts and self.step >= self.run_.config.train.num_steps:
             return starts  # no step is left to be taken
@@ -235,7 +235,7 @@ class _Trainer:
                 "num_processes": self.group.size,
             }
         )
-        run_files.write_json(path, {"starts": starts})
+        files.write_json(path, {"starts": starts})
         return starts
 
     def _best_so_far(self) -> tuple[int, float]:
@@ -530,7 +530,7 @@ class _Trainer:
             "wall_seconds": seconds,
             "examples_per_second": self.step * config.train.batch_size / seconds,
         }
-        run_files.write_json(self.directory.path / "summary.json", summary)
+        files.write_json(self.directory.path / "summary.json", summary)
         waiting = np.asarray(self.state.beta_state.initial_phase).reshape(-1)
         if waiting.any():
             seeds = np.array(self.run_.seeds)[waiting]

@@ -19,7 +19,7 @@ from jaxtyping import install_import_hook
 
 # The rooms that compute with JAX arrays; the others take anything array-like.
 CHECKED = ("beta", "distributions", "evaluation", "model", "networks", "objectives")
-CHECKED += ("priors", "training", "types")
+CHECKED += ("priors", "starts", "training", "types")
 
 with install_import_hook([f"vhp_jax.{room}" for room in CHECKED], "beartype.beartype"):
     import vhp_jax.training  # noqa: F401

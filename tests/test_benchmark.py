@@ -110,7 +110,7 @@ def test_the_products_of_a_likelihood_are_those_it_is_said_to_take(prior, benchm
             model, params, keys, images, num_samples, num_samples
         )
 
-    # The encoder is run once, however many samples there are.
+    # The encoder is run once, however many samples a chunk has.
     two, four = (products_gflop(weights(n), params) for n in (2, 4))
     said = 3 * 2 * benchmark.MLP.sample_gflop(prior)
     assert four - two == pytest.approx(said, rel=1e-9)

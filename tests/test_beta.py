@@ -220,6 +220,40 @@ def test_rewo_ends_at_one_while_the_constraint_is_met(start):
 # --- GECO: Eq. 5 ---------------------------------------------------------------------
 
 
+def test_how_rewo_comes_to_one_depends_on_nu_tau_kappa_squared():
+    """With C = 0 throughout; 1 - nu tau kappa^2 multiplies the distance from 1."""
+
+    def path(product, num_steps=400):
+        scheme = beta.rewo(KAPPA, product / (TAU * KAPPA_SQUARED), TAU, ALPHA)
+        state, betas = state_at(0.5, 0.0), []
+        for _ in range(num_steps):
+            state, _ = jax.jit(scheme.update)(state, jnp.float32(0.0))
+            betas.append(float(state.beta))
+        return np.array(betas)
+
+    up_to_one, beyond_one, beyond_two = map(path, (1.0, 1.5, 2.5))
+    assert (up_to_one <= 1.0).all()
+    assert (np.diff(up_to_one) >= 0.0).all()
+    assert beyond_one.max() > 1.01
+    np.testing.assert_allclose([up_to_one[-1], beyond_one[-1]], 1.0, atol=1e-5)
+    assert np.ptp(beyond_two[-10:]) > 0.1
+    distance = 1.0 - path(0.25, 26)[15:]
+    np.testing.assert_allclose(distance[1:] / distance[:-1], 0.75, rtol=0.02)
+
+
+@all_schemes
+def test_beta_is_steered_and_not_optimised(name):
+    """No gradient of beta by C: C may be computed inside the loss."""
+    scheme = SCHEMES[name]()
+    state = state_at(0.5, 0.2, inner=jnp.float32(0.0))
+
+    def moved(constraint):
+        new, info = scheme.update(state, constraint)
+        return new.beta + new.constraint_average + info.violation
+
+    assert jax.grad(moved)(jnp.float32(0.1)) == 0.0
+
+
 @pytest.mark.parametrize("value", [1e-3, 0.5, 1.0, 1.5])
 def test_geco_steps_by_hand(value):
     scheme = SCHEMES["geco"]()

@@ -23,7 +23,7 @@ from test_experiments import (
     tiny,
 )
 
-from experiments import build, cli, run_files, runs, trainer
+from experiments import build, cli, files, run_files, runs, trainer
 from vhp_jax.checkpoints import Checkpointer, CheckpointError, CheckpointWarning
 
 pytestmark = [pytest.mark.optax, pytest.mark.usefixtures("undrawn")]
@@ -189,6 +189,7 @@ BAD_VALUES = [
     ("beta.tau", "nan"),
     ("beta.alpha", "1"),
     ("beta.init", "0"),
+    ("beta.value", "0"),
     ("beta.warm_up_epochs", "inf"),
     ("beta.max_initial_steps", "-1"),
     ("train.num_steps", "0"),
@@ -395,7 +396,7 @@ def test_other_errors_of_the_system_name_their_file(workdir, monkeypatch):
     def refuse(*_):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/that/file")
 
-    monkeypatch.setattr(run_files, "write_json", refuse)
+    monkeypatch.setattr(files, "write_json", refuse)
     done = command("evaluate", f"--workdir={workdir}", "--metrics=ols")
     assert_one_line(done, 1, "Permission denied", "/that/file")
 

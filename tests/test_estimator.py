@@ -197,6 +197,12 @@ def test_a_row_is_coded_alike_in_any_company(fitted):
     np.testing.assert_array_equal(fitted.transform(many), np.tile(whole, (6, 1)))
 
 
+@pytest.mark.slow
+def test_the_automatic_nu_does_not_overshoot_in_a_short_run():
+    model = VHP(**TINY | {"max_steps": 30, "kappa": 2.0}).fit(ROWS)
+    assert 0.5 < model.history_["beta"][-1] <= 1.0
+
+
 def test_the_likelihood_is_in_the_units_of_the_data(fitted):
     """Density of the data, not of what they were standardised to."""
     found = fitted.log_likelihood(ROWS[:5], 20)
@@ -207,6 +213,10 @@ def test_the_likelihood_is_in_the_units_of_the_data(fitted):
     wanted = inner - np.log(ROWS.std(axis=0)).sum()
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
     np.testing.assert_array_equal(found, fitted.log_likelihood(ROWS[:5], 20))
+    other = fitted.log_likelihood(ROWS[:5], 20, random_state=5)
+    assert not np.isclose(other, found).any()
+    again = fitted.log_likelihood(ROWS[:5], 20, random_state=5)
+    np.testing.assert_array_equal(other, again)
     assert isinstance(fitted.score(ROWS[:5]), float)
 
 

@@ -23,8 +23,10 @@ from ml_collections import ConfigDict
 
 import experiments
 from experiments import (
+    build,
     cli,
     figures,
+    files,
     metrics,
     provenance,
     run_files,
@@ -164,6 +166,32 @@ def test_a_milestone_that_is_not_reached_changes_nothing():
         state = run.train_loop()(run.initial_state(), run.training_data(), num_steps=4)
         found.append(state[0].params)
     chex.assert_trees_all_close(*found, rtol=1e-5, atol=1e-7)  # two programs
+
+
+@pytest.mark.parametrize("name", ["pendulum", "static_mnist_mlp", "custom"])
+def test_rivals_start_where_they_should_by_their_name_alone(name):
+    """GECO and the bound itself at 1, REWO at what the config says."""
+    config = cli.load_config(name, [("beta.kappa", "0.1")])
+    for scheme, wanted in {
+        "geco": 1.0,
+        "constant": 1.0,
+        "warm_up": 0.0,
+        "rewo": config.beta.init,
+        "rewo_alternative": config.beta.init,
+    }.items():
+        with config.unlocked():
+            config.beta.scheme = scheme
+        found = build.build_beta_scheme(config.beta, 10).init().beta
+        assert found == np.float32(wanted), scheme
+
+
+def test_an_older_directory_says_where_its_scheme_started(tmp_path):
+    for scheme, wanted in {"geco": 0.3, "constant": 0.3, "rewo": 1.0}.items():
+        older = json.loads(cli.load_config("pendulum").to_json())
+        older["beta"] |= {"scheme": scheme, "init": 0.3}
+        del older["beta"]["value"]
+        (tmp_path / "config.json").write_text(json.dumps(older))
+        assert run_files.read_config(tmp_path)["beta"]["value"] == wanted
 
 
 @pytest.mark.parametrize("name", cli.config_names())
@@ -676,7 +704,7 @@ def test_table1_reports_what_is_complete(finished, tmp_path, monkeypatch):
     path = tables.TABLE1.path(str(tmp_path / "runs"), tables.TABLE1.named(name), 1)
     summary = read(path / "summary.json")
     summary["starts"].append(summary["starts"][0] | {"git_revision": "0"})
-    run_files.write_json(path / "summary.json", summary)
+    files.write_json(path / "summary.json", summary)
     reproduce(tmp_path, "table1", "--budget_minutes=1e-9")
     rows_again = read(tmp_path / "results" / "table1.json")["rows"]
     commits = [row["commit"] for row in rows_again if row["name"] == name]
@@ -723,7 +751,7 @@ def test_rows_that_are_not_chosen_are_neither_measured_nor_in_the_way(
     published = {"name": "VHP", "dataset": "pendulum", "mean": 0.25, "seeds": [0.25]}
     published |= {"stderr": None, "final_rate": 6.0, "final_beta": 1.0, "steps": [9]}
     rows = [published | {"paper": 0.49}]
-    run_files.write_json(tmp_path / "results" / "table1.json", {"rows": rows})
+    files.write_json(tmp_path / "results" / "table1.json", {"rows": rows})
     done = reproduce(tmp_path, "table1", *words)
     assert (done.code, done.err) == (0, "")
     assert "VHP, pendulum, seed 1: left out, " in done.out  # of another config
@@ -772,7 +800,7 @@ def test_a_likelihood_of_another_kind_does_not_stand_in(
         "seconds": 60.0,
     }
     folder = tables.TABLE2_MLP.path(str(tmp_path / "runs"), row, 1) / "eval"
-    run_files.write_json(folder / "nll.json", measured | change)
+    files.write_json(folder / "nll.json", measured | change)
     monkeypatch.setattr(run_files, "check_config", lambda *_: None)
     monkeypatch.setattr(runs, "restore", lambda _: pytest.fail("the run was read"))
     done = reproduce(tmp_path, "table2_mlp", "--budget_minutes=1e-9", "--rows=VAE")

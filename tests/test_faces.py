@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_architecture import OTHER_PRIORS, unread_keys
+from test_architecture import OF_RIVALS, unread_keys
 from test_experiments import command
 
 from experiments import build, cli, figures, metrics, runs, tables
@@ -150,7 +150,7 @@ def test_a_straight_line_is_even_and_ends_where_the_path_does(cache):
 
 
 def test_every_key_of_the_chairs_config_is_read(cache, tmp_path):
-    assert unread_keys(load(cache), tmp_path) == OTHER_PRIORS
+    assert unread_keys(load(cache), tmp_path) == OF_RIVALS
 
 
 def test_default_pairs_of_views_are_nearest_to_the_wanted_ones(cache):

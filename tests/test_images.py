@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_architecture import OTHER_PRIORS, Spy
+from test_architecture import OF_RIVALS, Spy
 from test_experiments import command
 
 from experiments import build, cli, figures, metrics, run_files, runs, tables, trainer
@@ -462,7 +462,7 @@ def test_every_key_of_an_image_config_is_read(name, tmp_path):
     params = run.initial_state().params
     figures.Interpolation(run, params, figures.default_pairs(run), seed=0)
     # Without targets there are no ends to seek.
-    unread = OTHER_PRIORS | {"graph.start_targets", "graph.end_targets"}
+    unread = OF_RIVALS | {"graph.start_targets", "graph.end_targets"}
     assert {key for key, _ in cli.flatten(config)} - seen <= unread
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from test_architecture import OTHER_PRIORS, unread_keys
+from test_architecture import OF_RIVALS, unread_keys
 from test_data_mocap import write_tiny
 from test_experiments import command, import_command
 
@@ -225,7 +225,7 @@ def test_measures_of_other_data_are_refused_in_one_line(workdir):
 
 
 def test_every_key_of_the_motion_config_is_read(tmp_path):
-    assert unread_keys(load(), tmp_path) == OTHER_PRIORS
+    assert unread_keys(load(), tmp_path) == OF_RIVALS
 
 
 def test_bodies_are_drawn_and_not_images():

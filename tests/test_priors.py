@@ -499,7 +499,7 @@ def test_mixture_of_one_unit_normal_is_the_standard_normal():
 
 
 def test_narrow_components_far_from_zero_keep_their_digits():
-    """As expanded squares they would lose the sixth and all after it."""
+    """As expanded squares they would lose all but the first or second."""
     scale, apart = 2.0**-10, np.array([[0.0, 1.0], [-2.0, 0.5], [3.0, -3.0]])
     prior = MixturePrior(2, num_components=1)
     mixture = {

@@ -418,7 +418,7 @@ def test_a_run_is_exported_read_and_evaluated(tmp_path):
 @pytest.mark.optax
 def test_an_exported_run_takes_rows_in_their_own_units(tmp_path):
     """And its card has what was measured of these parameters, no others."""
-    from experiments import run_files, runs, trainer
+    from experiments import files, runs, trainer
     from vhp_jax import VHP
 
     rows = np.random.default_rng(0).normal(
@@ -433,7 +433,7 @@ def test_an_exported_run_takes_rows_in_their_own_units(tmp_path):
     trainer.train(cli.load_config("custom", list(tiny.items())), run)
     for name, step in (("ols", 1), ("nll", 2)):
         measured = {"value": 1.5, "step": step, "num_examples": 6, "split": "test"}
-        run_files.write_json(run / "eval" / f"{name}.json", measured)
+        files.write_json(run / "eval" / f"{name}.json", measured)
     words = f"--workdir={run}", f"--output={tmp_path / 'exported'}"
     code, _, errors = forked.run("experiments.export", *words)
     assert (code, errors) == (0, "")

@@ -195,7 +195,14 @@ def in_main_phase(value: float, average: float) -> training.TrainState:
 
 
 def test_loss_uses_the_updated_beta_and_no_gradient_flows_through_it():
-    scheme = beta.rewo(kappa=0.6, nu=0.5, alpha=0.5)
+    """Whatever the scheme: this one of its own would let a gradient through."""
+    rewo = beta.rewo(kappa=0.6, nu=0.5, alpha=0.5)
+
+    def leaky(state, constraint):
+        new, info = rewo.update(state, constraint)
+        return new._replace(beta=state.beta * (1.0 + constraint)), info
+
+    scheme = beta.BetaScheme(rewo.init, leaky)
     state, key, x = in_main_phase(0.5, 0.1), jax.random.key(7), jnp.asarray(DATA)
     after, metrics = make("toy", scheme, SGD)[1](state, key, x)
 

@@ -8,7 +8,7 @@ batch mean of the constraint C, so that any VAE can use it:
     state = scheme.init()
     ...
     state, info = scheme.update(state, batch_constraint)  # in the training step
-    loss = nll + state.beta * rate
+    loss = nll + state.beta * rate  # batch means; summed over pixels, over latents
 
 Everything is float32 and runs under jit, vmap and scan.
 """
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from vhp_jax.types import Counter, Flag, Scalar
@@ -100,7 +101,9 @@ def rewo(
 
     Initial phase until C_hat < kappa^2, beta fixed. Then
     beta <- beta exp(nu f(beta, C_hat - kappa^2; tau) (C_hat - kappa^2)): beta falls
-    while the constraint is violated and goes to 1 while it is met.
+    while the constraint is violated and goes to 1 while it is met. Near 1 its distance
+    from 1 becomes 1 - nu tau |C_hat - kappa^2| times itself a step: with nu tau kappa^2
+    up to 1 beta never passes 1 from below, above 2 it may swing about 1 for ever.
 
     Args:
       kappa: bound on the reconstruction error, sqrt of the units of C.
@@ -304,7 +307,11 @@ def _initial_state(beta_init: float, two_phases: bool) -> BetaState:
 
 
 def _running_average(state: BetaState, constraint: Scalar, alpha: float) -> Scalar:
-    """C_hat_t = (1 - alpha) C_batch + alpha C_hat_{t-1}, C_hat_0 = C_batch: Alg. 1."""
+    """C_hat_t = (1 - alpha) C_batch + alpha C_hat_{t-1}, C_hat_0 = C_batch: Alg. 1.
+
+    No gradient goes through it: beta is steered, not optimised.
+    """
+    constraint = lax.stop_gradient(constraint)
     average = (1.0 - alpha) * constraint + alpha * state.constraint_average
     return jnp.where(state.step == 0, constraint, average)
 

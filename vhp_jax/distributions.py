@@ -107,7 +107,7 @@ def mixture_log_prob(
     """Log sum_c w_c N(value; mu_c, diag(sigma_c^2)) in nats.
 
     Sums up one dimension after the other, so that nothing of size [B, C, D] is ever
-    made: on a CPU that is several times as fast, most so for gradients. As a product of
+    made: on a CPU that is several times as fast, gradients included. As a product of
     matrices it would lose the digits of narrow components far from 0.
 
     Args:

@@ -68,7 +68,8 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
       batch_size: examples a step.
       learning_rate: of Adam.
       max_steps: training steps.
-      nu: learning rate of beta, in 1 / (units of C); "auto": 30 / (max_steps kappa^2).
+      nu: learning rate of beta, in 1 / (units of C); "auto": 30 / (max_steps kappa^2),
+        and at most 1 / (tau kappa^2), beyond which beta overshoots 1.
       tau: slope of the update of beta.
       beta_init: beta until the error is below kappa.
       max_initial_steps: steps after which a kappa that is not reached is given up;
@@ -362,7 +363,7 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """What the compiled loop depends on."""
         nu = self.nu
         if nu == "auto":
-            nu = 30.0 / (self.max_steps * self.kappa_**2)
+            nu = min(30.0 / self.max_steps, 1.0 / self.tau) / self.kappa_**2
         return _Recipe(
             self.model_,
             int(self.num_samples),
@@ -421,15 +422,19 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         return self._draw(num, random_state)
 
-    def log_likelihood(self, X: Any, num_samples: int = 500) -> np.ndarray:
+    def log_likelihood(
+        self, X: Any, num_samples: int = 500, random_state: Any = None
+    ) -> np.ndarray:
         """Importance-sampled log p(x) of each example, nats, float64 [N].
 
         In expectation a lower bound that rises with `num_samples`. Of Gaussian data it
-        is the density in their own units; of bytes, of their 255ths as means.
+        is the density in their own units; of bytes, of their 255ths as means. Draws
+        are by the position in X: the same example elsewhere has another estimate.
 
         Args:
           X: examples.
           num_samples: draws of (z, zeta) per example.
+          random_state: as of `sample`.
         """
         check_is_fitted(self)
         if not (isinstance(num_samples, numbers.Integral) and num_samples >= 1):
@@ -437,7 +442,7 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         found = evaluation.log_likelihood(
             self.model_,
             self.params_,
-            self._key("likelihood"),
+            self._key("likelihood", random_state),
             self._scaled(X),
             int(num_samples),
         )
@@ -635,14 +640,14 @@ class VHP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Samples of z from the prior, float32 [num, latent_dim]."""
         if not (isinstance(num, numbers.Integral) and num >= 1):
             raise ValueError(f"num must be a whole number >= 1, got {num!r}")
-        key = self._key("samples")
-        if random_state is not None:
-            seed = check_random_state(random_state).randint(2**31 - 1)
-            key = jax.random.key(int(seed))
+        key = self._key("samples", random_state)
         return evaluation.sample_prior(self.model_, self.params_, key, int(num))
 
-    def _key(self, use: str) -> PRNGKey:
-        """A key of its own for each use; none that training uses."""
+    def _key(self, use: str, random_state: Any = None) -> PRNGKey:
+        """A key of its own for each use, none that training uses; or one's own."""
+        if random_state is not None:
+            seed = check_random_state(random_state).randint(2**31 - 1)
+            return jax.random.key(int(seed))
         number = 1_000_000 + ("likelihood", "samples").index(use)
         return jax.random.fold_in(jax.random.key(self.seed_), number)
 

@@ -83,7 +83,7 @@ def encode_dataset(
 
 @_in_full_precision
 def sample_prior(model: VAE, params: Params, key: PRNGKey, num: int) -> np.ndarray:
-    """Draws z ~ p(z), float32 [num, D]; of Eq. 6 ancestral, zeta first."""
+    """Draws z ~ p(z), float32 [num, D]; ancestral, zeta first: Eqs. 8, 14."""
     return np.asarray(model.prior.sample(params, key, num))
 
 
@@ -196,8 +196,9 @@ class ActiveUnits(NamedTuple):
 
     Attributes:
       variance: float64 [D], Var_x(E[z_j|x]); a unit is active above `threshold`.
-      kl: float64 [D], E_x KL(q(zeta_j|x) || N(0, 1)) in nats: App. D.2. For a prior
-        without zeta, the same of z.
+      kl: float64 [D], mean over x and one z ~ q(z|x) each of KL(q(zeta_j|z) || N(0, 1))
+        in nats: in expectation an upper bound on that of q(zeta_j|x), which App. D.2
+        has. For a prior without zeta E_x KL(q(z_j|x) || N(0, 1)).
       num_active: units of z with a variance above the threshold.
       threshold: 0.01 as in Burda et al. (2015).
     """

@@ -8,4 +8,3 @@ def as_iwae(config: ConfigDict) -> None:
     config.model.prior = "standard_normal"
     config.objective.name = "iwae"
     config.beta.scheme = "constant"
-    config.beta.init = 1.0

@@ -59,7 +59,8 @@ def get_config() -> ConfigDict:
     config.beta.nu = 5.0
     config.beta.tau = 3.0
     config.beta.alpha = 0.99
-    config.beta.init = 1e-2  # first beta; the value of `constant`
+    config.beta.init = 1e-2  # of the initial phase of rewo
+    config.beta.value = 1.0  # of constant; where geco starts
     config.beta.warm_up_epochs = 20.0
     config.beta.max_initial_steps = 2_000  # give up if kappa is not reached by then
 

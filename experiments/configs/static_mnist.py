@@ -42,7 +42,8 @@ def get_config() -> ConfigDict:
     config.beta.nu = 1.0
     config.beta.tau = 3.0
     config.beta.alpha = 0.99
-    config.beta.init = 0.1  # first beta; the value of `constant`
+    config.beta.init = 0.1  # of the initial phase of rewo
+    config.beta.value = 1.0  # of constant; where geco starts
     config.beta.warm_up_epochs = 100.0
     config.beta.max_initial_steps = 20_000  # give up if kappa is not reached by then
 

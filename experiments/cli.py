@@ -103,10 +103,12 @@ def load_config(name: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
     return config
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+def flatten(
+    config: ConfigDict | dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
     """Yields ("train.learning_rate", value) for every key of a config."""
     for key, value in config.items():
-        if isinstance(value, ConfigDict):
+        if isinstance(value, ConfigDict | dict):
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

@@ -266,7 +266,8 @@ def active_units(setting: Setting) -> Result:
         "value": measured.num_active,
         "stderr": None,
         "num_samples": 1,
-        "estimator": f"Var_x(E[z_j|x]) > {measured.threshold}",
+        "estimator": f"Var_x(E[z_j|x]) > {measured.threshold}; kl_per_unit: nats, "
+        "mean over examples and one z ~ q(z|x) each of KL(q(zeta_j|z) || N(0, 1))",
         "variance": measured.variance,
         "kl_per_unit": np.sort(measured.kl)[::-1],
     }

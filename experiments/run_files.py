@@ -157,21 +157,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def check_config(path: Path, config: ConfigDict) -> None:
     """Refuses a work directory whose config.json is not `config`."""
-    wanted = _flat(json.loads(config.to_json()))
-    seen = _flat(read_config(path))
+    wanted = dict(cli.flatten(json.loads(config.to_json())))
+    seen = dict(cli.flatten(read_config(path)))
     for key in sorted((seen | wanted).keys() - set(LAYOUT)):
         if wanted.get(key) != seen.get(key):
             raise cli.UserError(
                 f"{path} holds a run of another config: {key} is {seen.get(key)!r} "
                 f"there and {wanted.get(key)!r} here; choose another --workdir"
             )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

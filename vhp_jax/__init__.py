@@ -4,7 +4,14 @@ import typing
 
 from vhp_jax import beta, distributions, evaluation, graph, networks, objectives, priors
 from vhp_jax.model import VAE
-from vhp_jax.training import TrainState, init_state, jit_train_loop, make_train_step
+from vhp_jax.training import (
+    OptimizerPair,
+    TrainState,
+    init_state,
+    jit_train_loop,
+    make_train_loop,
+    make_train_step,
+)
 from vhp_jax.types import Params
 
 if typing.TYPE_CHECKING:
@@ -13,6 +20,7 @@ if typing.TYPE_CHECKING:
 __all__ = [
     "VAE",
     "VHP",
+    "OptimizerPair",
     "Params",
     "TrainState",
     "beta",
@@ -21,6 +29,7 @@ __all__ = [
     "graph",
     "init_state",
     "jit_train_loop",
+    "make_train_loop",
     "make_train_step",
     "networks",
     "objectives",
